@@ -1,0 +1,172 @@
+"""The typed settings of every command. A component's own settings sit beside its code and extend the bases here.
+
+Units: images are in pixel units [0, 1], so ``epsilon`` is too; rates and fractions are in [0, 1]; sizes are in rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass(kw_only=True)
+class SourceSettings:
+    """What every data source understands."""
+
+    name: str = MISSING
+    path: str | None = None  # file, folder, glob or fsspec/Arrow URI
+    test_path: str | None = None  # test images, where `path` does not hold them
+    test_fraction: float = 0.0  # share of the training rows held out as test images when the source has none
+    validation_fraction: float = 0.0  # share of the test rows kept apart for calibration and search, never scored
+    cache_dir: str = "~/.cache/megu_dist"  # where embedded data sets are kept as Parquet
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """Which classifier: ``path`` loads one, otherwise the named architecture is built with random weights."""
+
+    name: str = MISSING
+    path: str | None = None  # folder or hub id of a transformers image classifier
+
+
+@dataclass(kw_only=True)
+class OracleSettings:
+    """How the oracle is served."""
+
+    name: str = MISSING
+    num_replicas: int = 1
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    max_batch_size: int = 32  # pairs rated in one forward pass
+    batch_wait_s: float = 0.01
+    timeout_s: float = 600.0
+
+
+@dataclass(kw_only=True)
+class MethodSettings:
+    """Base of an unlearning method's settings."""
+
+    name: str = MISSING
+
+
+@dataclass(kw_only=True)
+class EngineSettings:
+    """Base of a training engine's settings."""
+
+    name: str = MISSING
+
+
+@dataclass(kw_only=True)
+class ForgetSettings:
+    """The forget request."""
+
+    scenario: str = "class"  # class | random | ids
+    classes: list[Any] = field(default_factory=list)  # names or indices
+    fraction: float | None = None
+    count: int | None = None
+    stratified: bool = True  # random: keep the class proportions
+    ids_file: str | None = None  # one image id per line
+
+
+@dataclass(kw_only=True)
+class PerturbSettings:
+    """Perturbing labels and Fragment-Align noise (design §2)."""
+
+    label_policy: str = "sample"  # sample | argmax
+    draws: int = 1  # independent (label, noise_pos) draws per image, used in turn by epoch
+    tau: float = 1.0  # softmax temperature of ratings in [0, 10]
+    kappa: float = 1.0  # exponent of the original model's own probabilities
+    epsilon: float = 4 / 255  # bound of the noise, pixel units
+    steps: int = 3  # projected sign-gradient steps
+    batch_size: int = 256
+    num_actors: int = 0  # 0: one per GPU, or one per 8 CPUs
+    num_gpus: float = 0.0  # per actor
+
+
+@dataclass(kw_only=True)
+class TrainSettings:
+    """Training and fine-tuning. ``batch_size`` is global: it does not depend on the number of workers."""
+
+    num_workers: int = 1
+    num_cpus: float = 1.0  # logical CPUs per worker
+    use_gpu: bool = False
+    threads: int = 0  # torch threads per worker; 0: the node's cores shared among its workers
+    epochs: int = 2
+    batch_size: int = 128
+    optimizer: str = "sgd"  # sgd | adamw
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_fraction: float = 0.2  # share of the steps with linearly growing learning rate; then cosine to zero
+    label_smoothing: float = 0.0  # of retained (or training) images
+    clip_grad_norm: float = 0.0  # 0: off
+    augment: str = "none"  # none | flip | crop_flip
+    precision: str = "auto"  # auto | fp32 | bf16; auto: bf16 autocast where the device is made for it
+    batch_norm: str = "sync"  # sync | local | frozen (statistics)
+    retain_per_epoch: int | None = None  # retained images drawn anew each epoch; none: all of them
+    stop: str = "fixed"  # fixed | calibrated (random and ids scenarios)
+    calibrate_every: int = 5  # steps between two looks at the calibrated stop rule
+    max_failures: int = 2  # restarts of the worker group from the last checkpoint
+    checkpoint_every: int = 1  # epochs
+    shuffle_window: int = 16384  # rows among which training rows are shuffled
+
+
+@dataclass(kw_only=True)
+class SeedSettings:
+    """s_t, s_u, s_e."""
+
+    train: int = 0
+    unlearn: int = 0
+    evaluate: int = 0
+
+
+@dataclass(kw_only=True)
+class EvaluateSettings:
+    """Which models are scored, on how many images."""
+
+    retrained: str | None = None  # folder of the retrained reference
+    retain_train_limit: int | None = 20000  # seeded sample of retained training images; none: all
+    batch_size: int = 512
+    num_actors: int = 0  # 0: one per GPU, or one per 8 CPUs
+    num_gpus: float = 0.0  # per actor
+
+
+@dataclass(kw_only=True)
+class RunSettings:
+    """Where results go and which Ray cluster does the work."""
+
+    dir: str = "runs"
+    name: str | None = None  # none: made from the verb and the request
+    address: str | None = None  # none: RAY_ADDRESS, else a Ray of this process's own; auto | ray://… | host:port
+    logical_cpus: int = 8  # of a local Ray; more than the cores, so that Data, Train and Serve never starve each other
+    object_store_gb: float = 1.0  # of a local Ray
+    resume: bool = True  # take finished stages and checkpoints of an earlier run
+
+
+@dataclass(kw_only=True)
+class ReportSettings:
+    """What the report shows."""
+
+    compare: list[str] = field(default_factory=list)  # run folders shown beside this one
+    images: int = 8  # forget images in the strip
+
+
+@dataclass(kw_only=True)
+class MeguSettings:
+    """All settings of one command."""
+
+    data: SourceSettings = MISSING
+    model: ModelSettings = MISSING
+    oracle: OracleSettings = MISSING
+    method: MethodSettings = MISSING
+    engine: EngineSettings = MISSING
+    forget: ForgetSettings = field(default_factory=ForgetSettings)
+    perturb: PerturbSettings = field(default_factory=PerturbSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    seed: SeedSettings = field(default_factory=SeedSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+    report: ReportSettings = field(default_factory=ReportSettings)
+    exclude_forget: bool = False  # train: leave the forget set out (the retrained reference)

@@ -1,0 +1,48 @@
+"""Errors that a user can mend: printed in one paragraph, without a traceback, with exit status 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input (a key, a value, a file, an image). The message names what is wrong and what to do next."""
+
+
+def nearest(word: object, choices: Iterable[object], limit: int = 3) -> str:
+    """A sentence fragment that offers the valid choices nearest to ``word``; all of them when there are few."""
+    names = [str(choice) for choice in choices]
+    close = difflib.get_close_matches(str(word), names, n=limit, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(name) for name in close) + "?"
+    if not names:
+        return "there is nothing to choose from"
+    shown = ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
+    return f"valid: {shown}"
+
+
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """The ``UserError`` inside an exception chain; Ray wraps what its workers raise in exceptions of its own.
+
+    Ray gives a task's exception as ``.cause`` and Ray Train as ``.worker_failures``; both are followed.
+    """
+    queue: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while queue:
+        item = queue.pop(0)
+        if item is None or id(item) in seen:
+            continue
+        seen.add(id(item))
+        cause = getattr(item, "cause", None)
+        if isinstance(cause, BaseException):
+            queue.append(cause)
+        queue += list(getattr(item, "worker_failures", {}).values())
+        queue += [item.__cause__, item.__context__]
+        if type(item) is UserError:
+            return item
+        if isinstance(item, UserError):  # Ray's dual-typed wrapper: its text holds a remote traceback, the cause does not
+            if isinstance(cause, UserError):
+                return cause
+            return UserError(str(item).strip().splitlines()[-1])
+    return None
