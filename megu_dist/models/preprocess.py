@@ -1,0 +1,134 @@
+"""Image preprocessing that travels with a checkpoint: read from and written to ``preprocessor_config.json``.
+
+Images stay uint8 until they reach the model's device; only there are they scaled to [0, 1] and normalised, so that
+noise in pixel units can be added first and a quarter of the bytes move.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from megu_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE = "preprocessor_config.json"
+CROP_PERCENT = 0.875  # ConvNextImageProcessor's default share kept by the centre crop below 384 pixels
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Size (pixels), number of channels, normalisation; ``resize_edge`` is the shorter edge before a centre crop."""
+
+    height: int
+    width: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: int = 2  # PIL's bilinear
+    resize_edge: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a decoded image."""
+        return self.channels, self.height, self.width
+
+    def decode(self, data: bytes, name: str) -> np.ndarray:
+        """Encoded image → uint8 (C, H, W). Raises :class:`UserError` that names an image that cannot be read."""
+        try:
+            image = Image.open(io.BytesIO(data))
+            if image.format == "JPEG" and self.resize_edge:
+                image.draft(None, (self.resize_edge, self.resize_edge))  # decodes large photographs at a smaller scale
+            image = image.convert("L" if self.channels == 1 else "RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read image {name!r}: {error or type(error).__name__}") from None
+        pixels = np.asarray(self._fit(image))
+        return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        if image.size == (self.width, self.height):
+            return image
+        if self.resize_edge is None:
+            return image.resize((self.width, self.height), Image.Resampling(self.resample))
+        scale = self.resize_edge / min(image.size)
+        size = (max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling(self.resample))
+        left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
+        return image.crop((left, top, left + self.width, top + self.height))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixel units [0, 1], (N, C, H, W) → what the model expects."""
+        import torch
+
+        mean = torch.tensor(self.mean, device=pixels.device, dtype=pixels.dtype).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device, dtype=pixels.dtype).view(1, -1, 1, 1)
+        return (pixels - mean) / std
+
+    def save(self, folder: Path) -> None:
+        """Writes a file that ``AutoImageProcessor`` reads, too."""
+        config: dict[str, Any] = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "size": {"height": self.height, "width": self.width},
+            "resample": self.resample,
+            "rescale_factor": 1 / 255,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+        (folder / FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, channels: int, image_size: int | None) -> Preprocess:
+        """From a checkpoint folder. ``channels`` and ``image_size`` are the model's own, which win or must agree."""
+        path = folder / FILE
+        if not path.is_file():
+            raise UserError(
+                f"{folder} has no {FILE}: save the model's image processor beside it (processor.save_pretrained), "
+                "so that size, mean and std are known"
+            )
+        config = json.loads(path.read_text())
+        height, width, edge = _geometry(config, path)
+        if image_size is not None and (height, width) != (image_size, image_size):
+            raise UserError(f"{path} resizes to {height}×{width}, but the model takes {image_size}×{image_size} images")
+        normalise = config.get("do_normalize", True)
+        mean = _per_channel(config.get("image_mean", 0.5) if normalise else 0.0, channels, "image_mean", path)
+        std = _per_channel(config.get("image_std", 0.5) if normalise else 1.0, channels, "image_std", path)
+        return cls(height, width, channels, mean, std, config.get("resample") or 2, edge)
+
+
+def _geometry(config: dict[str, Any], path: Path) -> tuple[int, int, int | None]:
+    """Height, width, shorter edge before the crop, from the several forms that transformers' processors use."""
+    size, crop = config.get("size"), config.get("crop_size")
+    if isinstance(size, int):
+        size = {"height": size, "width": size}
+    if isinstance(crop, int):
+        crop = {"height": crop, "width": crop}
+    if not isinstance(size, dict):
+        raise UserError(f"{path} gives no image size: add \"size\": {{\"height\": …, \"width\": …}}")
+    if "shortest_edge" not in size:
+        if "height" not in size or "width" not in size:
+            raise UserError(f"{path}: size {size} is not supported; give height and width, or shortest_edge")
+        return int(size["height"]), int(size["width"]), None
+    edge = int(size["shortest_edge"])
+    if crop and config.get("do_center_crop", True):
+        return int(crop["height"]), int(crop["width"]), edge
+    # ConvNext's processor (ResNet, ConvNeXt, Swin checkpoints): below 384 pixels resize to edge / crop_pct, then crop.
+    enlarged = int(edge / config.get("crop_pct", CROP_PERCENT)) if edge < 384 else None
+    return edge, edge, enlarged
+
+
+def _per_channel(value: Any, channels: int, key: str, path: Path) -> tuple[float, ...]:
+    values = [float(v) for v in value] if isinstance(value, list | tuple) else [float(value)] * channels
+    if len(values) != channels:
+        raise UserError(f"{path}: {key} has {len(values)} values, but the model takes {channels}-channel images")
+    return tuple(values)
