@@ -126,6 +126,7 @@ class SeedSettings:
 class EvaluateSettings:
     """Which models are scored, on how many images."""
 
+    unlearned: str | None = None  # folder of the unlearned model (megu evaluate; megu unlearn scores its own)
     retrained: str | None = None  # folder of the retrained reference
     retain_train_limit: int | None = 20000  # seeded sample of retained training images; none: all
     batch_size: int = 512

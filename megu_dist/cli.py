@@ -1,0 +1,302 @@
+"""The ``megu`` command: verbs to stages. ``megu VERB [key=value …]``."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megu_dist.config.compose import Composed, group_options, load
+from megu_dist.config.registry import KINDS, components
+from megu_dist.errors import UserError, find_user_error, nearest
+
+OPTIONS = """
+Options:
+  --help            this text
+  --config-dir DIR  a folder of your own YAML files, laid out like configs/ (experiment/, data/, …)
+"""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """``defaults`` come before the user's words; ``run`` gets the settings and the run folder."""
+
+    run: Callable[[Composed, Path], None]
+    summary: str
+    examples: str
+    defaults: tuple[str, ...] = ()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Exit status: 0 done, 1 a fault (traceback in the log), 2 bad input, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.exit(_dispatch(words))
+    except UserError as error:
+        print(f"megu: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("megu: interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if words[0] == "--version":
+        from megu_dist import __version__
+
+        print(__version__)
+        return 0
+    name, rest = words[0], words[1:]
+    if name == "list":
+        return _list(rest)
+    show = name == "show-config"
+    if show:
+        if not rest or rest[0].startswith("-"):
+            print("Usage: megu show-config VERB [key=value …]\n\nPrints the settings that VERB would run with.")
+            return 0 if rest else 2
+        name, rest = rest[0], rest[1:]
+    if name not in VERBS:
+        raise UserError(f"unknown verb {name!r}: {nearest(name, [*VERBS, 'list', 'show-config'])}")
+    verb = VERBS[name]
+    if "--help" in rest or "-h" in rest:
+        print(f"megu {name}: {verb.summary}\n\nExamples:\n{verb.examples}\n{OPTIONS}\nAll keys: megu show-config {name}")
+        return 0
+    rest, config_dir = _take_option(rest, "--config-dir")
+    composed = load(rest, verb.defaults, config_dir)
+    if show:
+        print(composed.yaml, end="")
+        return 0
+    return _run(name, verb, composed)
+
+
+def _take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
+    if option not in words:
+        unknown = next((w for w in words if w.startswith("--")), None)
+        if unknown:
+            raise UserError(f"unknown option {unknown}: {nearest(unknown, ['--help', option])}")
+        return words, None
+    at = words.index(option)
+    if at + 1 >= len(words):
+        raise UserError(f"{option} needs a folder")
+    return words[:at] + words[at + 2 :], words[at + 1]
+
+
+def _run(name: str, verb: Verb, composed: Composed) -> int:
+    folder = run_folder(name, composed)
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop ends like Ctrl-C: resumable, no orphan processes
+    try:
+        verb.run(composed, folder)
+    except UserError:
+        raise
+    except Exception as error:
+        mended = find_user_error(error)
+        if mended is not None:
+            raise mended from None
+        log = folder / "log.txt"
+        if log.parent.is_dir():
+            with log.open("a") as file:
+                traceback.print_exc(file=file)
+        last = str(error).strip().splitlines() or [""]
+        print(f"megu: {type(error).__name__}: {last[-1]}\nmegu: the whole story is in {log}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def run_folder(verb: str, composed: Composed) -> Path:
+    """``run.dir/run.name``; without a name, one made from the verb and the request, the same for the same request."""
+    s = composed.settings
+    name = s.run.name
+    if name is None:
+        parts = [verb, s.data.name]
+        if verb == "train":
+            parts[0] = "retrained" if s.exclude_forget else "original"
+        if verb != "train" or s.exclude_forget:
+            what = s.forget.classes or [s.forget.scenario, s.forget.fraction or s.forget.count or ""]
+            parts.append("-".join(str(item) for item in what))
+        if verb == "unlearn":
+            parts += [s.method.name, s.oracle.name]
+        name = re.sub(r"[^\w.-]+", "-", "-".join(parts)).strip("-")
+    return Path(s.run.dir).expanduser().resolve() / name
+
+
+def _with_pipeline(composed: Composed, folder: Path, work: Callable[..., None]) -> None:
+    """Checks input, then opens log, lock and Ray around ``work(pipeline)``."""
+    from megu_dist.pipeline import Pipeline
+    from megu_dist.progress import Reporter, chatter_to
+    from megu_dist.raysession import ray_session
+
+    fresh = not folder.exists()
+    try:
+        pipeline = Pipeline(composed.settings, folder, Reporter())
+        prepared = work(pipeline)
+    except UserError:
+        if fresh and folder.is_dir():  # a mistyped command leaves nothing behind
+            import shutil
+
+            shutil.rmtree(folder)
+        raise
+    with pipeline.store.locked(), chatter_to(folder / "log.txt") as terminal:
+        from megu_dist.store import write_text
+
+        write_text(folder / "config.yaml", composed.yaml)
+        pipeline.reporter = Reporter(terminal)
+        with ray_session(composed.settings):
+            prepared()
+
+
+def _train(composed: Composed, folder: Path) -> None:
+    from megu_dist import pipeline as stages
+
+    def prepare(pipeline: stages.Pipeline) -> Callable[[], None]:
+        if composed.settings.exclude_forget:
+            pipeline.check_request()
+        if composed.settings.model.path:
+            pipeline.open_model(composed.settings.model.path, "model.path")
+        return lambda: stages.train(pipeline)
+
+    _with_pipeline(composed, folder, prepare)
+    print(f"model: {folder / 'model'}")
+
+
+def _models(pipeline: object, composed: Composed) -> dict:  # type: ignore[type-arg]
+    models = {"original": pipeline.open_model(composed.settings.model.path, "model.path")}  # type: ignore[attr-defined]
+    if composed.settings.evaluate.retrained:
+        models["retrained"] = pipeline.open_model(composed.settings.evaluate.retrained, "evaluate.retrained")  # type: ignore[attr-defined]
+    return models
+
+
+def _unlearn(composed: Composed, folder: Path) -> None:
+    from megu_dist import pipeline as stages
+
+    def prepare(pipeline: stages.Pipeline) -> Callable[[], None]:
+        pipeline.check_request()
+        models = _models(pipeline, composed)
+        return lambda: stages.unlearn(pipeline, models)
+
+    _with_pipeline(composed, folder, prepare)
+    _print_results(folder, composed.settings.report.compare)
+    print(f"model:  {folder / 'model'}\nreport: {folder / 'report.html'}")
+
+
+def _evaluate(composed: Composed, folder: Path) -> None:
+    from megu_dist import pipeline as stages
+
+    def prepare(pipeline: stages.Pipeline) -> Callable[[], None]:
+        pipeline.check_request()
+        models = _models(pipeline, composed)
+        unlearned = composed.settings.evaluate.unlearned
+        if unlearned:
+            models["unlearned"] = pipeline.open_model(unlearned, "evaluate.unlearned")
+        return lambda: stages.evaluate(pipeline, models)
+
+    _with_pipeline(composed, folder, prepare)
+    _print_results(folder, composed.settings.report.compare)
+
+
+def _oracle(composed: Composed, folder: Path) -> None:
+    from megu_dist import pipeline as stages
+
+    def prepare(pipeline: stages.Pipeline) -> Callable[[], None]:
+        pipeline.check_request()
+        return lambda: stages.oracle(pipeline)
+
+    _with_pipeline(composed, folder, prepare)
+    print(f"transition matrix: {folder / 'transition.json'}")
+
+
+def _report(composed: Composed, folder: Path) -> None:
+    from megu_dist.report.render import rewrite_report
+
+    if not folder.is_dir():
+        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        raise UserError(f"no run folder {folder}; run.name: {nearest(folder.name, siblings)}")
+    settings = composed.settings.report
+    rewrite_report(folder, [Path(path).expanduser().resolve() for path in settings.compare], settings.images)
+    _print_results(folder, settings.compare)
+    print(f"report: {folder / 'report.html'}")
+
+
+def _print_results(folder: Path, compare: Sequence[str]) -> None:
+    from rich.console import Console
+
+    from megu_dist.report.load import RunMetrics
+    from megu_dist.report.terminal import summary_table
+
+    others = [RunMetrics.load(Path(path).expanduser()) for path in compare]
+    Console().print(summary_table(RunMetrics.load(folder), others))
+
+
+def _list(words: list[str]) -> int:
+    kinds = words or [*KINDS, "experiment"]
+    for kind in kinds:
+        if kind == "experiment":
+            print("experiment:\n  " + "\n  ".join(group_options("experiment")))
+        elif kind in KINDS:
+            print(f"{kind}:")
+            for component in components(kind).values():
+                print(f"  {component.name:14} {component.summary}")
+        else:
+            raise UserError(f"cannot list {kind!r}: {nearest(kind, [*KINDS, 'experiment'])}")
+    return 0
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {name:12} {verb.summary}" for name, verb in VERBS.items())
+    return (
+        "megu: make a trained image classifier forget a class or a list of images, on Ray\n\n"
+        f"Usage: megu VERB [key=value …]\n\nVerbs:\n{verbs}\n"
+        "  list         what there is to choose from: data, models, oracles, methods, metrics, engines, experiments\n"
+        "  show-config  the settings that a verb would run with\n\n"
+        "`megu VERB --help` shows examples."
+    )
+
+
+VERBS: dict[str, Verb] = {
+    "train": Verb(
+        _train,
+        "train a classifier: the original, or the retrained reference with exclude_forget=true",
+        "  megu train data=fashion_mnist model.width=16 model.num_channels=1 model.image_size=28\n"
+        "  megu train data=parquet data.path=s3://bucket/cifar10 train.epochs=30 run.name=original\n"
+        "  megu train experiment=fashion_mnist_train exclude_forget=true 'forget.classes=[Shirt]'",
+        ("train=scratch",),
+    ),
+    "oracle": Verb(
+        _oracle,
+        "fill the transition matrix of a forget request from the served oracle",
+        "  megu oracle data=fashion_mnist 'forget.classes=[Shirt]'",
+    ),
+    "unlearn": Verb(
+        _unlearn,
+        "make a trained classifier forget: split, oracle, perturb, finetune, evaluate, report",
+        "  megu unlearn data=fashion_mnist model.path=runs/original/model 'forget.classes=[Shirt]'\n"
+        "  megu unlearn data=parquet data.path=DIR model.path=DIR forget.scenario=random forget.fraction=0.01\n"
+        "  megu unlearn data=image_folder data.path=DIR model.path=DIR forget.scenario=ids forget.ids_file=ids.txt\n"
+        "  megu unlearn … train.num_workers=2 engine.zero_stage=2\n"
+        "  megu unlearn … oracle=uniform perturb.kappa=0 method.alpha=0   (random labels)",
+    ),
+    "evaluate": Verb(
+        _evaluate,
+        "score models on retained and forgotten images",
+        "  megu evaluate data=fashion_mnist model.path=runs/original/model evaluate.unlearned=runs/x/model \\\n"
+        "      evaluate.retrained=runs/retrained/model 'forget.classes=[Shirt]'",
+    ),
+    "report": Verb(
+        _report,
+        "write report.html of a finished run again, perhaps beside other runs",
+        "  megu report run.name=megu 'report.compare=[runs/random_label]'",
+    ),
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Checks of single values that the types cannot express; run before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from megu_dist.config.schema import MeguSettings
+from megu_dist.errors import UserError, nearest
+
+CHOICES = {
+    "forget.scenario": ["class", "random", "ids"],
+    "perturb.label_policy": ["sample", "argmax"],
+    "train.optimizer": ["sgd", "adamw"],
+    "train.augment": ["none", "flip", "crop_flip"],
+    "train.precision": ["auto", "fp32", "bf16"],
+    "train.batch_norm": ["sync", "local", "frozen"],
+    "train.stop": ["fixed", "calibrated"],
+}
+
+_Rule = tuple[str, Callable[[float], bool]]
+POSITIVE: _Rule = ("greater than 0", lambda v: v > 0)
+NOT_NEGATIVE: _Rule = ("at least 0", lambda v: v >= 0)
+AT_LEAST_ONE: _Rule = ("at least 1", lambda v: v >= 1)
+SHARE: _Rule = ("at least 0 and below 1", lambda v: 0 <= v < 1)
+
+RANGES: dict[str, _Rule] = {
+    "data.test_fraction": SHARE,
+    "data.validation_fraction": SHARE,
+    "oracle.num_replicas": AT_LEAST_ONE,
+    "oracle.max_batch_size": AT_LEAST_ONE,
+    "perturb.draws": AT_LEAST_ONE,
+    "perturb.tau": POSITIVE,
+    "perturb.kappa": NOT_NEGATIVE,
+    "perturb.epsilon": ("greater than 0 and at most 1 (pixel units)", lambda v: 0 < v <= 1),
+    "perturb.steps": AT_LEAST_ONE,
+    "perturb.batch_size": AT_LEAST_ONE,
+    "perturb.num_actors": NOT_NEGATIVE,
+    "train.num_workers": AT_LEAST_ONE,
+    "train.num_cpus": POSITIVE,
+    "train.epochs": AT_LEAST_ONE,
+    "train.batch_size": AT_LEAST_ONE,
+    "train.lr": POSITIVE,
+    "train.momentum": SHARE,
+    "train.weight_decay": NOT_NEGATIVE,
+    "train.warmup_fraction": SHARE,
+    "train.label_smoothing": SHARE,
+    "train.clip_grad_norm": NOT_NEGATIVE,
+    "train.calibrate_every": AT_LEAST_ONE,
+    "train.checkpoint_every": AT_LEAST_ONE,
+    "train.shuffle_window": AT_LEAST_ONE,
+    "train.retain_per_epoch": AT_LEAST_ONE,
+    "method.alpha": NOT_NEGATIVE,
+    "method.beta": NOT_NEGATIVE,
+    "method.lambda_forget": NOT_NEGATIVE,
+    "method.label_smoothing": SHARE,
+    "engine.zero_stage": ("0, 1, 2 or 3", lambda v: v in (0, 1, 2, 3)),
+    "evaluate.batch_size": AT_LEAST_ONE,
+    "evaluate.retain_train_limit": AT_LEAST_ONE,
+    "run.logical_cpus": ("at least 4", lambda v: v >= 4),
+    "run.object_store_gb": ("at least 0.1", lambda v: v >= 0.1),
+    "report.images": AT_LEAST_ONE,
+}
+
+
+def check(settings: MeguSettings) -> None:
+    """Raises :class:`UserError` for a value out of range, an unknown choice, or keys that contradict each other."""
+    for key, choices in CHOICES.items():
+        value = _get(settings, key)
+        if value not in choices:
+            raise UserError(f"{key}={value}: {nearest(value, choices)}")
+    for key, (words, holds) in RANGES.items():
+        value = _get(settings, key)
+        if value is not None and not holds(float(value)):
+            raise UserError(f"{key}={value}: must be {words}")
+    if settings.train.batch_size < settings.train.num_workers:
+        raise UserError(
+            f"train.batch_size={settings.train.batch_size} is the global batch and must be at least "
+            f"train.num_workers={settings.train.num_workers}"
+        )
+
+
+def check_forget(settings: MeguSettings) -> None:
+    """Checks that the forget request is complete and consistent, without looking at the data."""
+    forget = settings.forget
+    if forget.scenario == "class" and not forget.classes:
+        raise UserError("forget.classes is empty: name the classes to forget, as in forget.classes=[Shirt]")
+    if forget.scenario == "random":
+        if (forget.fraction is None) == (forget.count is None):
+            raise UserError("forget.scenario=random needs one of forget.fraction=0.01 and forget.count=500")
+        if forget.fraction is not None and not 0 < forget.fraction < 1:
+            raise UserError(f"forget.fraction={forget.fraction}: must be between 0 and 1; forgetting everything is a deletion")
+        if forget.count is not None and forget.count < 1:
+            raise UserError(f"forget.count={forget.count}: must be at least 1")
+    if forget.scenario == "ids":
+        if not forget.ids_file:
+            raise UserError("forget.scenario=ids needs forget.ids_file=FILE with one image id per line")
+        if not Path(forget.ids_file).expanduser().is_file():
+            raise UserError(f"forget.ids_file={forget.ids_file}: no such file")
+    if settings.train.stop == "calibrated":
+        if forget.scenario == "class":
+            raise UserError(
+                "train.stop=calibrated compares forget images with unseen images of the same classes, which suits "
+                "forget.scenario=random or ids; use train.stop=fixed to forget a class"
+            )
+        if settings.data.validation_fraction == 0:
+            raise UserError("train.stop=calibrated needs unseen images: set data.validation_fraction=0.1, say")
+
+
+def resolve_classes(wanted: list[object], class_names: list[str]) -> list[int]:
+    """Names or indices → sorted labels. A name wins over an index. Raises :class:`UserError` for unknown ones."""
+    labels = set()
+    for item in wanted:
+        name = str(item)
+        if name in class_names:
+            labels.add(class_names.index(name))
+        elif name.isdigit() and int(name) < len(class_names):
+            labels.add(int(name))
+        else:
+            raise UserError(f"forget.classes: the data has no class {name!r}; {nearest(name, class_names)}")
+    if len(labels) == len(class_names):
+        raise UserError("forget.classes names every class: nothing would be retained")
+    return sorted(labels)
+
+
+def _get(settings: object, key: str) -> object:
+    for part in key.split("."):
+        settings = getattr(settings, part, None)
+    return settings

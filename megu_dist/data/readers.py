@@ -1,0 +1,103 @@
+"""What Ray Data tasks run: row numbers in, decoded uint8 images (and noise) out."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from megu_dist.data.base import Source
+from megu_dist.data.perturbed import PerturbedStore
+from megu_dist.data.plan import hash_uniform
+from megu_dist.models.preprocess import Preprocess
+
+Arrays = dict[str, np.ndarray]
+CROP_PAD = 4  # pixels at 32 × 32; scaled with the image
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random flip and crop, decided by (seed, epoch, row) alone."""
+
+    kind: str  # none | flip | crop_flip
+    seed: int
+    epoch: int
+
+    def __call__(self, rows: np.ndarray, images: list[np.ndarray]) -> list[np.ndarray]:
+        """Moves each row's images (arrays of shape (N, …, H, W)) in the same way; padding is zero."""
+        if self.kind == "none":
+            return images
+        flip = hash_uniform(self.seed, self.epoch, 11, rows) < 0.5
+        images = [np.where(flip.reshape(-1, *[1] * (x.ndim - 1)), x[..., ::-1], x) for x in images]
+        if self.kind == "flip":
+            return images
+        return [self._crop(rows, x) for x in images]
+
+    def _crop(self, rows: np.ndarray, x: np.ndarray) -> np.ndarray:
+        height, width = x.shape[-2:]
+        pad = max(1, round(CROP_PAD * height / 32))
+        top = (hash_uniform(self.seed, self.epoch, 12, rows) * (2 * pad + 1)).astype(int)
+        left = (hash_uniform(self.seed, self.epoch, 13, rows) * (2 * pad + 1)).astype(int)
+        padded = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(pad, pad), (pad, pad)])
+        return np.stack(
+            [p[..., t : t + height, le : le + width] for p, t, le in zip(padded, top, left, strict=True)]
+        ).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads and decodes rows of one split of a source."""
+
+    source: Source
+    split: str
+    preprocess: Preprocess
+    augment: Augment | None = None
+    keep_id: bool = False
+
+    def __call__(self, batch: Arrays) -> Arrays:
+        """{row: (N,)} → {row, label: (N,), image: uint8 (N, C, H, W)} and id where asked."""
+        rows = np.asarray(batch["row"])
+        table = self.source.gather(self.split, rows)
+        images = decode(table, self.preprocess)
+        if self.augment is not None:
+            (images,) = self.augment(rows, [images])
+        out = {"row": rows, "label": table["label"].to_numpy(), "image": images}
+        if self.keep_id:
+            out["id"] = np.array(table["id"].to_pylist(), dtype=object)
+        return out
+
+
+def decode(table: pa.Table, preprocess: Preprocess) -> np.ndarray:
+    """Column ``image`` of a gathered table → uint8 (N, C, H, W)."""
+    data, names = table["image"].to_pylist(), table["id"].to_pylist()
+    out = np.empty((len(data), *preprocess.shape), np.uint8)
+
+    def one(i: int) -> None:
+        out[i] = preprocess.decode(data[i], names[i])
+
+    if preprocess.height >= 128:  # Pillow releases the GIL; below this size a thread costs more than it saves
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(one, range(len(data))))
+    else:
+        for i in range(len(data)):
+            one(i)
+    return out
+
+
+@dataclass(frozen=True)
+class PerturbedReader:
+    """Reads perturbed forget rows: positions in the store, draw ``epoch mod draws``."""
+
+    store: PerturbedStore
+    draw: int
+    augment: Augment | None = None
+
+    def __call__(self, batch: Arrays) -> Arrays:
+        """{row: (N,) positions} → image uint8, noise int8 (N, C, H, W), label, perturbing_label (N,)."""
+        out = self.store.gather(np.asarray(batch["row"]), self.draw)
+        if self.augment is not None:
+            names = ["image", "noise_pos", "noise_neg"]
+            out.update(zip(names, self.augment(out["row"], [out[name] for name in names]), strict=True))
+        return out

@@ -1,0 +1,181 @@
+"""The split stage: which training images are to be forgotten. A Ray Data job over labels and ids; no image is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from megu_dist.config.schema import ForgetSettings
+from megu_dist.data.base import INDEX_SCHEMA, Source
+from megu_dist.data.plan import hash_uniform
+from megu_dist.errors import UserError, nearest
+
+Keep = Callable[[pa.Table], np.ndarray]  # index table → mask of the rows to take
+
+
+@dataclass(frozen=True)
+class Split:
+    """The forget set (``INDEX_SCHEMA``, by row) and the class counts of the whole training split."""
+
+    forget: pa.Table
+    class_counts: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Row numbers of the forget set, ascending."""
+        return self.forget["row"].to_numpy()
+
+    @property
+    def labels(self) -> list[int]:
+        """Labels that occur in the forget set."""
+        return sorted(set(self.forget["label"].to_pylist()))
+
+
+def make_split(
+    source: Source, forget: ForgetSettings, classes: list[int], seed: int, progress: Callable[[int], None]
+) -> Split:
+    """Selects the forget set. Raises :class:`UserError` when it is empty, everything, or names unknown ids."""
+    if forget.scenario == "class":
+        table, counts = scan(source, "train", _InLabels(classes), progress)
+    elif forget.scenario == "ids":
+        wanted = read_ids(str(forget.ids_file))
+        table, counts = scan(source, "train", _InIds(frozenset(wanted)), progress)
+        _check_ids(source, wanted, table, str(forget.ids_file))
+    else:
+        everything, counts = scan(source, "train", None, progress, columns=("row", "label"))
+        rows = choose(everything["row"].to_numpy(), everything["label"].to_numpy(), forget, seed)
+        table, _ = scan(source, "train", _InRows(rows), progress)
+    total = int(counts.sum())
+    if len(table) == 0:
+        names = ", ".join(repr(source.class_names[c]) for c in classes)
+        raise UserError(f"the forget set is empty: no training image of {names or 'the request'} among {total:,}")
+    if len(table) == total:
+        raise UserError(f"the forget set is the whole training set ({total:,} images): nothing would be retained")
+    return Split(table, counts)
+
+
+def scan(
+    source: Source,
+    split: str,
+    keep: Keep | None,
+    progress: Callable[[int], None] | None = None,
+    columns: tuple[str, ...] = ("row", "id", "label"),
+) -> tuple[pa.Table, np.ndarray]:
+    """Index rows of ``split`` that ``keep`` takes, by row, and the counts of all labels. Tasks are pieces of a split."""
+
+    from megu_dist.data import stream
+
+    pieces = source.pieces(split)
+    fields = [field for field in INDEX_SCHEMA if field.name in columns]
+    blocks = stream.dataset(
+        np.arange(len(pieces)), _Scan(source, split, keep, columns), max(1, len(pieces) // 64), num_cpus=0.5
+    )
+    tables, counts, done = [], np.zeros(len(source.class_names), np.int64), 0
+    for batch in blocks.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for record in batch.to_pylist():
+            tables.append(pa.ipc.open_stream(record["table"]).read_all())
+            counts += np.asarray(record["counts"])
+            done += record["rows"]
+            if progress:
+                progress(done)
+    return pa.concat_tables(tables).select([f.name for f in fields]).sort_by("row"), counts
+
+
+@dataclass(frozen=True)
+class _Scan:
+    source: Source
+    split: str
+    keep: Keep | None
+    columns: tuple[str, ...]
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        pieces = self.source.pieces(self.split)
+        classes = len(self.source.class_names)
+        records: list[dict[str, Any]] = []
+        for number in batch["row"]:
+            index = self.source.index(pieces[number])
+            counts = np.bincount(index["label"].to_numpy(), minlength=classes)
+            taken = index if self.keep is None else index.filter(pa.array(self.keep(index)))
+            sink = pa.BufferOutputStream()
+            taken = taken.select(list(self.columns))
+            with pa.ipc.new_stream(sink, taken.schema) as writer:
+                writer.write_table(taken)
+            records.append({"table": sink.getvalue().to_pybytes(), "counts": counts.tolist(), "rows": len(index)})
+        return pa.Table.from_pylist(records)
+
+
+@dataclass(frozen=True)
+class _InLabels:
+    labels: list[int]
+
+    def __call__(self, index: pa.Table) -> np.ndarray:
+        return np.isin(index["label"].to_numpy(), self.labels)
+
+
+@dataclass(frozen=True)
+class _InRows:
+    rows: np.ndarray
+
+    def __call__(self, index: pa.Table) -> np.ndarray:
+        return np.isin(index["row"].to_numpy(), self.rows)
+
+
+@dataclass(frozen=True)
+class _InIds:
+    ids: frozenset[str]
+
+    def __call__(self, index: pa.Table) -> np.ndarray:
+        return np.fromiter((i in self.ids for i in index["id"].to_pylist()), bool, len(index))
+
+
+def choose(rows: np.ndarray, labels: np.ndarray, forget: ForgetSettings, seed: int) -> np.ndarray:
+    """The random scenario: exactly n rows, those with the smallest seeded hash; per class in proportion if stratified."""
+    n = forget.count if forget.count is not None else round(float(forget.fraction or 0) * len(rows))
+    if n >= len(rows):
+        raise UserError(f"forget.count={n} takes every one of {len(rows)} training images: nothing would be retained")
+    if n < 1:
+        raise UserError(f"forget.fraction={forget.fraction} of {len(rows)} images is less than one image")
+    priority = hash_uniform(seed, 21, rows)
+    if not forget.stratified:
+        return np.sort(rows[np.argsort(priority, kind="stable")[:n]])
+    counts = np.bincount(labels)
+    share = counts * n / len(rows)
+    take = np.floor(share).astype(int)
+    largest = np.argsort(take - share, kind="stable")  # largest remainder first
+    take[largest[: n - take.sum()]] += 1
+    chosen = []
+    for label, count in enumerate(take):
+        mine = np.flatnonzero(labels == label)
+        chosen.append(rows[mine[np.argsort(priority[mine], kind="stable")[:count]]])
+    return np.sort(np.concatenate(chosen))
+
+
+def read_ids(path: str) -> list[str]:
+    """One id per line; blank lines and lines that start with # are skipped. Raises :class:`UserError` when empty."""
+    text = Path(path).expanduser().read_text()
+    ids = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not ids:
+        raise UserError(f"forget.ids_file={path} names no image")
+    return ids
+
+
+def _check_ids(source: Source, wanted: list[str], found: pa.Table, path: str) -> None:
+    missing = sorted(set(wanted) - set(found["id"].to_pylist()))
+    if missing:
+        some = source.index(source.pieces("train")[0])["id"].to_pylist()[:1000]
+        shown = ", ".join(repr(i) for i in missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise UserError(
+            f"forget.ids_file={path}: {len(missing)} of {len(set(wanted))} ids are not in the training data "
+            f"({shown}); {nearest(missing[0], some)}"
+        )
+
+
+def ids_hash(ids: list[str]) -> str:
+    """SHA-256 of the sorted ids: what the forget set is, independent of order."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()

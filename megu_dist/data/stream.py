@@ -1,0 +1,85 @@
+"""Streams rows through Ray Data in a fixed order, and regroups them into the steps that a plan asks for."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
+TASK_BYTES = 32 << 20  # decoded bytes that one task yields: many tasks per core, few megabytes in flight
+
+
+def task_rows(row_bytes: int) -> int:
+    """Rows per Ray Data task for rows of ``row_bytes`` decoded bytes."""
+    return int(np.clip(TASK_BYTES // max(1, row_bytes), 16, 1024))
+
+
+def dataset(rows: np.ndarray, reader: Callable[[Arrays], Any], chunk: int, num_cpus: float = 0.5) -> Any:
+    """A lazy Ray Dataset of what ``reader`` makes of ``rows``, in their order, ``chunk`` rows a task."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    blocks = [pa.table({"row": rows[start : start + chunk]}) for start in range(0, len(rows), chunk)]
+    return ray.data.from_blocks(blocks).map_batches(
+        reader, batch_size=None, batch_format="numpy", zero_copy_batch=True, num_cpus=num_cpus
+    )
+
+
+def in_steps(batches: Iterable[Arrays], sizes: Iterable[int]) -> Iterator[Arrays]:
+    """Regroups arrays of any lengths into groups of exactly ``sizes`` rows (0 gives empty arrays)."""
+    source = iter(batches)
+    held: list[Arrays] = []
+    have = 0
+    for size in sizes:
+        while have < size or not held:
+            batch = next(source)
+            held.append(batch)
+            have += len(batch["row"])
+        joined = held[0] if len(held) == 1 else {k: np.concatenate([b[k] for b in held]) for k in held[0]}
+        yield {k: v[:size] for k, v in joined.items()}
+        held, have = [{k: v[size:] for k, v in joined.items()}], have - size
+
+
+def read_ahead(items: Iterable[T], depth: int = 3) -> Iterator[T]:
+    """Iterates in a background thread, ``depth`` items ahead, so that reading overlaps training; errors pass through."""
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    stop = threading.Event()
+    end = object()
+
+    def put(entry: tuple[bool, Any]) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(entry, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((True, item))
+                if stop.is_set():
+                    return
+            put((True, end))
+        except BaseException as error:  # handed to the consumer, which raises it
+            put((False, error))
+
+    thread = threading.Thread(target=work, daemon=True, name="megu-read-ahead")
+    thread.start()
+    try:
+        while True:
+            fine, item = ready.get()
+            if not fine:
+                raise item
+            if item is end:
+                return
+            yield item
+    finally:
+        stop.set()

@@ -1,0 +1,81 @@
+"""One training step's images on one worker, and the rows they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megu_dist.data import plan, stream
+
+Reader = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+@dataclass
+class Part:
+    """Forget or retained images of a step on this worker. ``total`` counts the step's images on all workers."""
+
+    total: int
+    fields: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self.__dict__["fields"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __len__(self) -> int:
+        return len(self.fields["label"]) if self.fields else 0
+
+    def pixels(self) -> Tensor:
+        """Images in pixel units [0, 1], (N, C, H, W)."""
+        return self.image.float() / 255
+
+
+@dataclass
+class Batch:
+    """A step: forget images (perhaps none) and retained images (perhaps none)."""
+
+    forget: Part
+    retain: Part
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A set of training rows: which there are in an epoch, in which order, and how they are read."""
+
+    rows: Callable[[int], np.ndarray]  # epoch → row numbers in training order
+    reader: Callable[[int], Reader]  # epoch → what Ray Data tasks run
+    row_bytes: int
+    count: int  # rows per epoch
+
+    def steps(
+        self, epoch: int, steps: int, first: int, rank: int, world: int, device: torch.device
+    ) -> Iterator[Part]:
+        """This worker's share of each step from ``first`` on, read through Ray Data in the planned order."""
+        order = self.rows(epoch)
+        shares = [order[plan.rank_positions(len(order), steps, s, rank, world)] for s in range(first, steps)]
+        wanted = np.concatenate(shares) if shares else order[:0]
+        if len(wanted) == 0:
+            blocks: Iterator[dict[str, Any]] = iter(())
+            shares_empty = True
+        else:
+            shares_empty = False
+            data = stream.dataset(wanted, self.reader(epoch), stream.task_rows(self.row_bytes))
+            blocks = data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        sizes = [len(share) for share in shares]
+        groups = ({} for _ in sizes) if shares_empty else stream.in_steps(blocks, sizes)
+        for step, arrays in zip(range(first, steps), groups, strict=True):
+            low, high = plan.bounds(len(order), steps, step)
+            yield Part(high - low, {name: _tensor(value, device) for name, value in arrays.items()})
+
+
+def _tensor(value: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(np.array(value))  # Ray's arrays are read-only views of the object store
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor

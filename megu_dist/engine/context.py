@@ -1,0 +1,202 @@
+"""The loop that every method shares: epochs over forget and retained rows, checkpoints, the stop rule, the log."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from megu_dist.config.schema import MeguSettings, TrainSettings
+from megu_dist.data import plan, stream
+from megu_dist.engine import batch_norm, checkpoints
+from megu_dist.engine.base import Engine
+from megu_dist.engine.batch import Batch, Part, Rows
+from megu_dist.engine.calibrate import Calibrator
+from megu_dist.models.preprocess import Preprocess
+
+LOGS_PER_EPOCH = 20
+Pixels = Callable[[Part], Tensor]
+Loss = Callable[[Tensor, Tensor, Batch], tuple[Tensor, Tensor, float]]
+
+
+@dataclass
+class FitResult:
+    """What a fit ended with."""
+
+    epochs: int
+    steps: int
+    stopped: str  # fixed | calibrated
+
+
+@dataclass
+class Context:
+    """What a method gets on each worker: settings, devices, and :meth:`fit`."""
+
+    settings: MeguSettings
+    engine: Engine
+    preprocess: Preprocess
+    device: torch.device
+    rank: int
+    world: int
+    seed: int
+    history: Path
+    calibrator: Calibrator | None = None
+    resume: Path | None = None
+    report: Callable[[dict[str, Any], Path | None, str], None] | None = None
+    result: FitResult | None = field(default=None, init=False)
+
+    @property
+    def train(self) -> TrainSettings:
+        """The training settings."""
+        return self.settings.train
+
+    def fit(
+        self, model: nn.Module, forget: Rows | None, retain: Rows | None, loss: Loss, pixels: Pixels = Part.pixels
+    ) -> nn.Module:
+        """Fine-tunes ``model``. One epoch takes each forget row once and the retained sample once, evenly mixed.
+
+        ``pixels`` turns a forget part into images (pixel units); ``loss(forget_logits, retain_logits, batch)`` returns
+        this worker's sums over forget and retained images and the forget weight λ_f. The step's loss is
+        λ_f · Σ_f / n_f + Σ_r / n_r with *global* counts n, whatever the number of workers.
+        """
+        model = batch_norm.apply(model.to(self.device), self.train.batch_norm, self.world, self.device)
+        if self.device.type == "cuda" or any(isinstance(m, nn.Conv2d) for m in model.modules()):
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.engine.setup(model, self.train, self.device)
+        counts = [rows.count for rows in (forget, retain) if rows is not None]
+        steps = plan.num_steps(sum(counts), self.train.batch_size)
+        first_epoch = self._restore()
+        log = _Log(self, steps, keep_until=first_epoch)
+        stopped = "fixed"
+        epoch = first_epoch
+        for epoch in range(first_epoch, self.train.epochs):
+            model.train()
+            if self._epoch(model, epoch, steps, forget, retain, loss, pixels, log):
+                stopped = "calibrated"
+            last = stopped == "calibrated" or epoch + 1 == self.train.epochs
+            if last or (epoch + 1) % self.train.checkpoint_every == 0:
+                self._checkpoint(model, epoch)
+            if last:
+                break
+        self.result = FitResult(epoch + 1, log.steps_done, stopped)
+        return model
+
+    def _epoch(
+        self,
+        model: nn.Module,
+        epoch: int,
+        steps: int,
+        forget: Rows | None,
+        retain: Rows | None,
+        loss: Loss,
+        pixels: Pixels,
+        log: _Log,
+    ) -> bool:
+        """One epoch; True when the stop rule ended it early."""
+        for step, batch in enumerate(stream.read_ahead(self._batches(epoch, steps, forget, retain))):
+            torch.manual_seed((self.seed * 1_000_003 + epoch * steps + step) * 65_537 + self.rank)  # dropout
+            lr = self._learning_rate(epoch * steps + step, self.train.epochs * steps)
+            images = [pixels(batch.forget)] if len(batch.forget) else []
+            images += [batch.retain.pixels()] if len(batch.retain) else []
+            logits = self.engine.forward(self._model_input(torch.cat(images)))
+            split = len(batch.forget)
+            forget_sum, retain_sum, weight = loss(logits[:split], logits[split:], batch)
+            total = weight * forget_sum / max(1, batch.forget.total) + retain_sum / max(1, batch.retain.total)
+            self.engine.step(total * self.world, lr)  # engines average gradients over workers; this makes it a sum
+            log.add(epoch, step, lr, batch, forget_sum, retain_sum)
+            if self.calibrator is not None and (step + 1) % self.train.calibrate_every == 0:
+                model.eval()
+                done = self.calibrator.reached(lambda x: self.engine.forward(self._model_input(x)))
+                model.train()
+                if done:
+                    return True
+        return False
+
+    def _batches(self, epoch: int, steps: int, forget: Rows | None, retain: Rows | None) -> Any:
+        def parts(rows: Rows | None) -> Any:
+            if rows is None:
+                return (Part(0) for _ in range(steps))
+            return rows.steps(epoch, steps, 0, self.rank, self.world, self.device)
+
+        return (Batch(f, r) for f, r in zip(parts(forget), parts(retain), strict=True))
+
+    def _model_input(self, pixels: Tensor) -> Tensor:
+        return self.preprocess.normalise(pixels).contiguous(memory_format=torch.channels_last)
+
+    def _learning_rate(self, step: int, total: int) -> float:
+        """Linear warm-up over ``warmup_fraction`` of the steps, then cosine to zero."""
+        warm = round(total * self.train.warmup_fraction)
+        if step < warm:
+            return self.train.lr * (step + 1) / warm
+        return self.train.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+    def _restore(self) -> int:
+        if self.resume is None:
+            return 0
+        self.engine.load(self.resume)
+        return checkpoints.epoch_of(self.resume) + 1
+
+    def _checkpoint(self, model: nn.Module, epoch: int) -> None:
+        if self.world > 1 and self.train.batch_norm == "local":
+            batch_norm.average_statistics(model)
+        if self.report is None:
+            return
+        with tempfile.TemporaryDirectory(prefix="megu-checkpoint-") as folder:
+            self.engine.save(Path(folder))
+            checkpoints.seal(Path(folder), self.rank, self.world, epoch)
+            self.report({"epoch": epoch}, Path(folder), checkpoints.name_of(epoch))
+
+
+class _Log:
+    """Writes one JSON line per twentieth of an epoch on rank 0, with losses averaged over all workers."""
+
+    def __init__(self, context: Context, steps: int, keep_until: int) -> None:
+        self.context, self.steps, self.every = context, steps, max(1, steps // LOGS_PER_EPOCH)
+        self.sums = torch.zeros(4, dtype=torch.float64, device=context.device)
+        self.start, self.steps_done = time.monotonic(), keep_until * steps
+        if context.rank == 0:
+            self._drop_lines_after(keep_until)
+
+    def _drop_lines_after(self, epoch: int) -> None:
+        """A resumed fit repeats the epochs after its checkpoint; their earlier lines go."""
+        path = self.context.history
+        old = path.read_text().splitlines() if path.is_file() else []
+        kept = [line for line in old if line.endswith("}") and json.loads(line)["epoch"] < epoch]
+        path.write_text("".join(line + "\n" for line in kept))
+
+    def add(self, epoch: int, step: int, lr: float, batch: Batch, forget: Tensor, retain: Tensor) -> None:
+        """Adds one step; every rank must call it at the same steps, since a logged one is summed over workers."""
+        self.steps_done += 1
+        counts = torch.tensor([len(batch.forget), len(batch.retain)], dtype=torch.float64, device=self.sums.device)
+        self.sums += torch.cat([torch.stack([forget.detach(), retain.detach()]).double(), counts])
+        if (step + 1) % self.every and step + 1 != self.steps:
+            return
+        if self.context.world > 1:
+            distributed.all_reduce(self.sums)
+        forget_sum, retain_sum, n_forget, n_retain = self.sums.tolist()
+        self.sums.zero_()
+        if self.context.rank != 0:
+            return
+        losses = [forget_sum / n_forget if n_forget else None, retain_sum / n_retain if n_retain else None]
+        line = {
+            "epoch": epoch,
+            "step": step + 1,
+            "steps": self.steps,
+            "epochs": self.context.train.epochs,
+            "loss": sum(v for v in losses if v is not None),
+            "loss_forget": losses[0],
+            "loss_retain": losses[1],
+            "lr": lr,
+            "images": int(n_forget + n_retain),
+            "seconds": round(time.monotonic() - self.start, 3),
+        }
+        with self.context.history.open("a") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,96 @@
+"""Starts a Ray Train job from the driver, follows its log, and resumes it from its newest whole checkpoint."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from megu_dist.engine import checkpoints
+from megu_dist.engine.worker import TrainJob
+from megu_dist.errors import UserError
+
+
+def fit(job: TrainJob, checkpoint_root: Path, progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Runs ``job`` on ``train.num_workers`` workers and returns what rank 0 returned.
+
+    Checkpoints go to ``checkpoint_root``, one folder per attempt; the newest whole one is resumed from, with the log
+    lines of the epochs before it. Worker failures restart the group up to ``train.max_failures`` times.
+    """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from megu_dist.engine import worker
+
+    train = job.settings.train
+    check_resources(train.num_workers, train.num_cpus, train.use_gpu)
+    checkpoint_root.mkdir(parents=True, exist_ok=True)
+    log = checkpoint_root / "history.jsonl"  # beside the checkpoints, so that a resumed run continues it
+    resume = checkpoints.newest(checkpoint_root, train.num_workers) if job.settings.run.resume else None
+    if resume is None:
+        log.unlink(missing_ok=True)
+    resources: dict[str, float] = {"CPU": train.num_cpus}
+    if train.use_gpu:
+        resources["GPU"] = 1
+    trainer = TorchTrainer(
+        worker.run,
+        train_loop_config={"job": replace(job, resume=None if resume is None else str(resume))},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:12]}",  # a name that was used before would make Ray Train resume by itself
+            storage_path=str(checkpoint_root),
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures, controller_failure_limit=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with _Follow(Path(job.out) / "history.jsonl", progress):
+        result = trainer.fit()
+    if result.return_value is None:
+        raise RuntimeError("the training job ended without a result")
+    return result.return_value
+
+
+def check_resources(workers: int, cpus: float, use_gpu: bool) -> None:
+    """Refuses a worker group that the cluster could never hold: Ray would wait for it for ever."""
+    import ray
+
+    have = ray.cluster_resources()
+    for name, per_worker in (("CPU", cpus), ("GPU", 1.0 if use_gpu else 0.0)):
+        if workers * per_worker > have.get(name, 0):
+            raise UserError(
+                f"train.num_workers={workers} needs {workers * per_worker:g} {name}s, but the cluster has "
+                f"{have.get(name, 0):g}; ask for fewer workers" + (" or set train.use_gpu=false" if name == "GPU" else "")
+            )
+
+
+class _Follow:
+    """Passes new lines of a JSON-lines file on to ``progress`` while the ``with`` block runs."""
+
+    def __init__(self, path: Path, progress: Callable[[dict[str, Any]], None]) -> None:
+        self.path, self.progress = path, progress
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True, name="megu-follow-log")
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+
+    def _run(self) -> None:
+        seen = 0
+        while not self.done.wait(0.3):
+            try:
+                lines = self.path.read_text().split("\n")[:-1]  # the last piece may be half a line
+            except FileNotFoundError:
+                continue
+            for line in lines[seen:]:
+                self.progress(json.loads(line))
+            seen = min(seen, len(lines)) if len(lines) < seen else len(lines)

@@ -1,0 +1,156 @@
+"""What runs on every Ray Train worker."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megu_dist.config.registry import lookup
+from megu_dist.config.schema import MeguSettings
+from megu_dist.data.base import Source
+from megu_dist.models.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything a worker needs; small enough to be sent with the job."""
+
+    settings: MeguSettings
+    source: Source
+    class_names: list[str]
+    preprocess: Preprocess
+    forget_rows: np.ndarray  # rows of the training split that are forgotten, or left out of the retrained reference
+    seed: int
+    out: str  # folder that receives model/ and history.jsonl
+    model_folder: str | None  # the checkpoint to start from; none: random weights
+    perturbed: str | None  # folder of the perturb stage, for methods that need it
+    resume: str | None = None
+
+
+def run(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The train function: builds the model, runs the method, writes the model on rank 0. Returns what it did."""
+    import torch
+    from ray import train as ray_train
+
+    from megu_dist.engine.base import set_threads
+    from megu_dist.engine.context import Context
+
+    job: TrainJob = config["job"]
+    session = ray_train.get_context()
+    rank, world = session.get_world_rank(), session.get_world_size()
+    device = ray_train.torch.get_device()
+    set_threads(job.settings.train.threads, session.get_local_world_size())
+    torch.manual_seed(job.seed)
+    resumed = ray_train.get_checkpoint()
+    context = Context(
+        settings=job.settings,
+        engine=lookup("engine", job.settings.engine.name).target(job.settings.engine),
+        preprocess=job.preprocess,
+        device=device,
+        rank=rank,
+        world=world,
+        seed=job.seed,
+        history=Path(job.out) / "history.jsonl",
+        calibrator=_calibrator(job, device, rank, world),
+        resume=Path(resumed.path) if resumed is not None else (Path(job.resume) if job.resume else None),
+        report=_report,
+    )
+    method = lookup("method", job.settings.method.name).target(job.settings.method)
+    forget, retain = _rows(job, method.needs_perturbed)
+    try:
+        model = method.unlearn(context, _model(job), forget, retain)
+    except Exception:
+        traceback.print_exc()  # Ray Train reports one rank's error; the log keeps every rank's
+        raise
+    return _finish(job, context, model)
+
+
+def _report(metrics: dict[str, Any], folder: Path | None, name: str) -> None:
+    from ray import train as ray_train
+
+    checkpoint = None if folder is None else ray_train.Checkpoint.from_directory(str(folder))
+    ray_train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+
+def _model(job: TrainJob) -> Any:
+    if job.model_folder is not None:
+        from megu_dist.models.checkpoint import open_checkpoint
+
+        return open_checkpoint(job.model_folder).load()
+    return lookup("model", job.settings.model.name).target(job.settings.model).build(job.class_names)
+
+
+def _rows(job: TrainJob, perturbed: bool) -> tuple[Any, Any]:
+    """The forget and retain rows as the fit loop wants them."""
+    from megu_dist.data import plan
+    from megu_dist.data.perturbed import PerturbedStore
+    from megu_dist.data.readers import Augment, ImageReader, PerturbedReader
+    from megu_dist.engine.batch import Rows
+
+    train, source, seed = job.settings.train, job.source, job.seed
+    image_bytes = int(np.prod(job.preprocess.shape))
+    kept = plan.complement(source.num_rows("train"), job.forget_rows)
+    size = len(kept) if train.retain_per_epoch is None else min(train.retain_per_epoch, len(kept))
+
+    def retain_order(epoch: int) -> np.ndarray:
+        chosen = plan.sample(kept, train.retain_per_epoch, seed, epoch)
+        return plan.epoch_order(chosen, seed, epoch, train.shuffle_window, lambda rows: source.locality("train", rows))
+
+    def image_reader(epoch: int) -> ImageReader:
+        return ImageReader(source, "train", job.preprocess, Augment(train.augment, seed, epoch))
+
+    retain = Rows(retain_order, image_reader, image_bytes, size)
+    if not perturbed:
+        return None, retain
+    if job.perturbed is None:
+        raise RuntimeError("the method needs perturbed images, but the perturb stage was not run")
+    store = PerturbedStore(Path(job.perturbed))
+    forget = Rows(
+        lambda epoch: plan.epoch_order(np.arange(len(store)), seed, epoch, len(store)),
+        lambda epoch: PerturbedReader(store, epoch, Augment(train.augment, seed, epoch)),
+        3 * image_bytes,
+        len(store),
+    )
+    return forget, retain
+
+
+def _calibrator(job: TrainJob, device: Any, rank: int, world: int) -> Any:
+    if job.settings.train.stop != "calibrated" or len(job.forget_rows) == 0:
+        return None
+    import torch
+
+    from megu_dist.data.readers import ImageReader
+    from megu_dist.engine.calibrate import Calibrator, share
+
+    def side(split: str, rows: np.ndarray) -> Any:
+        mine = share(rows, job.seed, rank, world)
+        arrays = ImageReader(job.source, split, job.preprocess)({"row": mine})
+        return torch.from_numpy(arrays["image"]).to(device), torch.from_numpy(np.array(arrays["label"])).to(device)
+
+    unseen = np.arange(job.source.num_rows("validation"))
+    return Calibrator(side("train", job.forget_rows), side("validation", unseen), world)
+
+
+def _finish(job: TrainJob, context: Any, model: Any) -> dict[str, Any] | None:
+    """Gathers the weights (collective) and exports them on rank 0."""
+    from megu_dist.models.checkpoint import export
+
+    state = context.engine.state_dict()
+    if context.rank != 0:
+        return None
+    origin = Path(job.model_folder) if job.model_folder else None
+    export(model, state, job.preprocess, Path(job.out) / "model", origin)
+    result = context.result
+    return {
+        "world_size": context.world,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "stopped": result.stopped,
+        "device": str(context.device),
+        "pid": os.getpid(),
+    }

@@ -1,0 +1,68 @@
+"""What a metric sees: per-image predictions of a model on the four parts of the data.
+
+A metric is a registered function. ``scope = "model"`` takes one model's predictions; ``scope = "versus"`` takes the
+unlearned and the retrained model's. A metric whose images do not exist (no forgotten test images in the random
+scenario) is absent from the result, not zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PARTS = ("retain_train", "forget_train", "retain_test", "forget_test")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Arrays over the N images of one part: label, prediction, loss, entropy (nats), probs (N, C)."""
+
+    label: np.ndarray
+    prediction: np.ndarray
+    loss: np.ndarray
+    entropy: np.ndarray
+    probs: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose prediction is the label."""
+        return float((self.prediction == self.label).mean())
+
+
+Parts = dict[str, Predictions]
+Numbers = dict[str, float]
+
+
+def scope(name: str) -> Callable[[Any], Any]:
+    """Marks a metric function as ``model`` or ``versus``."""
+
+    def mark(function: Any) -> Any:
+        function.scope = name
+        return function
+
+    return mark
+
+
+def compute(models: dict[str, Parts], seed: int) -> tuple[dict[str, Numbers], Numbers | None]:
+    """All registered metrics: per model, and of ``unlearned`` against ``retrained`` (None without it)."""
+    from megu_dist.config.registry import components
+
+    functions = [component.target for component in components("metric").values()]
+    single = [f for f in functions if f.scope == "model"]
+    per_model = {name: _merge(f(parts, seed) for f in single) for name, parts in models.items()}
+    if not {"unlearned", "retrained"} <= models.keys():
+        return per_model, None
+    pairs = [f for f in functions if f.scope == "versus"]
+    ours, reference = ("unlearned", "retrained")
+    versus = _merge(f(models[ours], models[reference], per_model[ours], per_model[reference]) for f in pairs)
+    return per_model, versus
+
+
+def _merge(results: Any) -> Numbers:
+    return {name: float(value) for result in results for name, value in result.items()}

@@ -1,0 +1,47 @@
+"""Perturbing labels: q_x(j) ∝ T[y, j] · p(j | x; θ_o)^κ over classes that are neither y nor forgotten (design §2.2)."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from megu_dist.data.plan import hash_uniform
+
+
+def label_distribution(
+    log_probs: np.ndarray, rows_of_t: np.ndarray, labels: np.ndarray, forgotten: list[int], kappa: float
+) -> np.ndarray:
+    """q, (N, C) float64, rows sum to 1.
+
+    ``log_probs`` (N, C) of θ_o, ``rows_of_t`` (N, C) the image's row of T, ``labels`` (N,). Where T gives no weight to
+    any allowed class, q falls back to p alone.
+    """
+    allowed = np.ones_like(log_probs, bool)
+    allowed[:, forgotten] = False
+    allowed[np.arange(len(labels)), labels] = False
+    with np.errstate(divide="ignore"):
+        score = np.log(rows_of_t.astype(np.float64)) + kappa * log_probs
+    score = np.where(allowed, score, -np.inf)
+    empty = ~np.isfinite(score).any(1)
+    score[empty] = np.where(allowed[empty], log_probs[empty], -np.inf)
+    weight = np.exp(score - score.max(1, keepdims=True))
+    return weight / weight.sum(1, keepdims=True)
+
+
+def id_seeds(ids: list[str]) -> np.ndarray:
+    """One 63-bit number per image id, the same on every machine."""
+    return np.array([int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest()) >> 1 for i in ids], np.int64)
+
+
+def draw_labels(q: np.ndarray, ids: list[str], seed: int, draws: int, policy: str) -> np.ndarray:
+    """(N, draws) labels: independent samples of q seeded by image id, or its maximum."""
+    if policy == "argmax":
+        return np.repeat(q.argmax(1)[:, None], draws, 1)
+    cumulative = np.cumsum(q, 1)
+    keys = id_seeds(ids)
+    out = np.empty((len(ids), draws), np.int64)
+    for draw in range(draws):
+        u = hash_uniform(seed, draw, keys)[:, None] * cumulative[:, -1:]
+        out[:, draw] = (u >= cumulative).sum(1)
+    return out

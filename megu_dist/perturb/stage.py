@@ -1,0 +1,60 @@
+"""The perturb stage: a Ray Data job whose model actors write ``perturbed/*.parquet``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from megu_dist.config.schema import PerturbSettings
+from megu_dist.data import stream
+from megu_dist.data.base import Source
+from megu_dist.data.readers import ImageReader
+from megu_dist.models.checkpoint import Checkpoint
+from megu_dist.oracle.transition import Transition
+from megu_dist.perturb.actor import Perturber
+
+
+def perturb(
+    source: Source,
+    rows: np.ndarray,
+    checkpoint: Checkpoint,
+    transition: Transition,
+    forgotten: list[int],
+    settings: PerturbSettings,
+    seed: int,
+    actors: int,
+    out: Path,
+    progress: Callable[[int], None],
+) -> dict[str, int]:
+    """Perturbs the forget rows. Raises when a row is missing afterwards: a forget image is never dropped."""
+    out.mkdir(parents=True, exist_ok=True)
+    reader = ImageReader(source, "train", checkpoint.preprocess, keep_id=True)
+    row_bytes = int(np.prod(checkpoint.preprocess.shape)) * (2 + settings.draws)
+    chunk = min(stream.task_rows(row_bytes), max(16, -(-len(rows) // (4 * actors))))
+    data = stream.dataset(rows, reader, chunk).map_batches(
+        Perturber,
+        batch_size=None,
+        batch_format="numpy",
+        zero_copy_batch=True,
+        concurrency=actors,
+        num_cpus=1,
+        num_gpus=settings.num_gpus,
+        fn_constructor_kwargs={
+            "model_folder": str(checkpoint.folder),
+            "transition": transition,
+            "forgotten": forgotten,
+            "settings": settings,
+            "seed": seed,
+            "out": str(out),
+            "actors": actors,
+        },
+    )
+    done = 0
+    for batch in data.iter_batches(batch_size=None, batch_format="numpy"):
+        done += int(batch["rows"].sum())
+        progress(done)
+    if done != len(rows):
+        raise RuntimeError(f"{len(rows)} images were to be perturbed, {done} were")
+    return {"images": done}

@@ -1,0 +1,352 @@
+"""The stages in order: what each reads, what its content key is, where its artefacts go."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from megu_dist.config.registry import lookup
+from megu_dist.config.schema import MeguSettings
+from megu_dist.config.validate import check, check_forget, resolve_classes
+from megu_dist.data.base import Source
+from megu_dist.data.open import open_source
+from megu_dist.data.split import Split, ids_hash, make_split, read_ids
+from megu_dist.errors import UserError
+from megu_dist.models.checkpoint import Checkpoint, check_labels, open_checkpoint
+from megu_dist.progress import Reporter
+from megu_dist.raysession import auto_actors
+from megu_dist.store import ArtefactStore, Record, content_key, write_json
+
+EXECUTION_ONLY = ("num_actors", "num_gpus", "num_cpus", "num_replicas", "timeout_s", "batch_wait_s")  # not in keys
+
+
+class Pipeline:
+    """One command on one run folder. Construction checks all input that can be checked without Ray."""
+
+    def __init__(self, settings: MeguSettings, folder: Path, reporter: Reporter) -> None:
+        self.settings, self.folder, self.reporter = settings, folder.resolve(), reporter
+        check(settings)
+        self.source: Source = open_source(settings.data)
+        self.names = self.source.class_names
+        self.classes: list[int] = []
+        self.store = ArtefactStore(self.folder, settings.run.resume)
+
+    # --- checks -----------------------------------------------------------------------------------------------------
+
+    def check_request(self) -> None:
+        """The forget request against the data's classes."""
+        check_forget(self.settings)
+        if self.settings.forget.scenario == "class":
+            self.classes = resolve_classes(self.settings.forget.classes, self.names)
+
+    def open_model(self, path: str | None, key: str) -> Checkpoint:
+        """A checkpoint whose label space is the data's."""
+        if not path:
+            raise UserError(f"{key} is not set: give the folder or hub id of a trained image classifier")
+        checkpoint = open_checkpoint(path, key)
+        check_labels(checkpoint, self.names, key)
+        return checkpoint
+
+    # --- stages -----------------------------------------------------------------------------------------------------
+
+    def _stage(self, name: str, inputs: dict[str, Any], outputs: list[str], total: int, unit: str, work: Any) -> Record:
+        found = self.store.find(name, content_key(inputs))
+        if found is not None:
+            self.reporter.skipped(name)
+            return found
+        with self.reporter.stage(name, total, unit):
+            return self.store.stage(name, inputs, outputs, work)
+
+    def split(self) -> tuple[Split, Record]:
+        """``split/forget.parquet`` and ``split/manifest.json``."""
+        forget = self.settings.forget
+        inputs: dict[str, Any] = {"data": self.source.fingerprint(), "forget": asdict(forget), "classes": self.classes}
+        inputs["seed"] = self.settings.seed.unlearn if forget.scenario == "random" else None
+        if forget.scenario == "ids":
+            inputs["ids"] = ids_hash(read_ids(str(forget.ids_file)))
+
+        def work(out: Path) -> dict[str, Any]:
+            split = make_split(self.source, forget, self.classes, self.settings.seed.unlearn, self.reporter.update)
+            (out / "split").mkdir()
+            pq.write_table(split.forget, out / "split" / "forget.parquet")
+            ids = split.forget["id"].to_pylist()
+            manifest = {
+                "scenario": forget.scenario,
+                "class_names": self.names,
+                "classes": [self.names[c] for c in self.classes],
+                "train": int(split.class_counts.sum()),
+                "test": self.source.num_rows("test"),
+                "forget": len(ids),
+                "retain": int(split.class_counts.sum()) - len(ids),
+                "class_counts": split.class_counts.tolist(),
+                "forget_hash": ids_hash(ids),
+                "data_fingerprint": self.source.fingerprint(),
+            }
+            write_json(out / "split" / "manifest.json", manifest)
+            return {"forget": len(ids), "forget_hash": manifest["forget_hash"]}
+
+        total = self.source.num_rows("train")
+        record = self._stage("split", inputs, ["split"], total, "rows", work)
+        manifest = json.loads((self.folder / "split" / "manifest.json").read_text())
+        table = pq.read_table(self.folder / "split" / "forget.parquet")
+        return Split(table, np.array(manifest["class_counts"])), record
+
+    def oracle(self, split: Split) -> Record:
+        """``transition.json``."""
+        from megu_dist.oracle.fill import fill
+
+        s = self.settings
+        labels, per_class = split.labels, s.forget.scenario == "class"
+        inputs = {"oracle": _keyed(s.oracle), "names": self.names, "labels": labels, "tau": s.perturb.tau}
+        inputs["exclude_self"] = per_class
+
+        def work(out: Path) -> dict[str, Any]:
+            return fill(s.oracle, self.names, labels, s.perturb.tau, per_class, out, self.reporter.update)
+
+        total = len(labels) * (len(self.names) - 1)
+        return self._stage("oracle", inputs, ["transition.json"], total, "ratings", work)
+
+    def perturb(self, split: Split, split_key: str, model: Checkpoint, oracle: Record) -> Record:
+        """``perturbed/*.parquet``."""
+        from megu_dist.oracle.transition import Transition
+        from megu_dist.perturb.stage import perturb
+
+        s = self.settings
+        inputs = {"split": split_key, "model": model.fingerprint(), "oracle": oracle.key, "seed": s.seed.unlearn}
+        inputs["perturb"] = _keyed(s.perturb)
+        transition = Transition.from_json(json.loads((self.folder / "transition.json").read_text()))
+
+        def work(out: Path) -> dict[str, Any]:
+            actors = auto_actors(s.perturb.num_actors, s.perturb.num_gpus)
+            return perturb(
+                self.source,
+                split.rows,
+                model,
+                transition,
+                self.classes,
+                s.perturb,
+                s.seed.unlearn,
+                actors,
+                out / "perturbed",
+                self.reporter.update,
+            )
+
+        return self._stage("perturb", inputs, ["perturbed"], len(split.rows), "images", work)
+
+    def finetune(self, split: Split, split_key: str, model: Checkpoint | None, perturbed: Record | None) -> Record:
+        """``model/`` and ``history.jsonl``; with ``model`` None, training from random weights on the retain rows."""
+        from megu_dist.data import plan
+        from megu_dist.engine.launch import fit
+        from megu_dist.engine.worker import TrainJob
+
+        s = self.settings
+        train = asdict(s.train)
+        for name in ("num_cpus", "threads", "max_failures", "checkpoint_every"):
+            del train[name]
+        inputs: dict[str, Any] = {"split": split_key, "train": train, "engine": asdict(s.engine)}
+        inputs |= {"method": asdict(s.method), "perturb": None if perturbed is None else perturbed.key}
+        inputs["model"] = _keyed(s.model) if model is None else model.fingerprint()
+        inputs["seed"] = s.seed.train if model is None else s.seed.unlearn
+        if model is None:
+            preprocess = lookup("model", s.model.name).target(s.model).preprocess()
+        else:
+            preprocess = model.preprocess
+        kept = len(plan.complement(self.source.num_rows("train"), split.rows))
+        per_epoch = min(kept, s.train.retain_per_epoch or kept) + (len(split.rows) if perturbed else 0)
+        key = content_key(inputs)
+
+        def progress(line: dict[str, Any]) -> None:
+            self.reporter.update(round((line["epoch"] + line["step"] / line["steps"]) * per_epoch))
+
+        def work(out: Path) -> dict[str, Any]:
+            job = TrainJob(
+                settings=s,
+                source=self.source,
+                class_names=self.names,
+                preprocess=preprocess,
+                forget_rows=split.rows,
+                seed=inputs["seed"],
+                out=str(out),
+                model_folder=None if model is None else str(model.folder),
+                perturbed=None if perturbed is None else str(self.folder / "perturbed"),
+            )
+            return fit(job, self.folder / "checkpoints" / key[:12], progress)
+
+        name = "train" if model is None else "finetune"
+        outputs = ["model", "history.jsonl"]
+        return self._stage(name, inputs, outputs, per_epoch * s.train.epochs, "images", work)
+
+    def evaluate(
+        self, split: Split, split_key: str, models: dict[str, Checkpoint], records: list[Record], method: str
+    ) -> Record:
+        """``metrics.json`` and ``predictions/*.parquet``."""
+        from megu_dist.metrics import base, predict
+
+        s = self.settings
+        inputs: dict[str, Any] = {"split": split_key, "seed": s.seed.evaluate, "limit": s.evaluate.retain_train_limit}
+        inputs["models"] = {name: model.fingerprint() for name, model in models.items()}
+        inputs["stages"] = {record.stage: record.seconds for record in records}
+        reader = self._parts(split, next(iter(models.values())))
+
+        def work(out: Path) -> dict[str, Any]:
+            import time
+
+            start = time.monotonic()
+            actors = auto_actors(s.evaluate.num_actors, s.evaluate.num_gpus)
+            folders = {name: str(model.folder) for name, model in models.items()}
+            found = predict.predict(reader, folders, s.evaluate, actors, out / "predictions", self.reporter.update)
+            per_model, versus = base.compute(found, s.seed.evaluate)
+            seconds = {r.stage: r.seconds for r in records} | {"evaluate": round(time.monotonic() - start, 3)}
+            seconds["total"] = round(sum(seconds.values()), 3)
+            self._write_metrics(out, split, method, per_model, versus, seconds, records)
+            return {}
+
+        return self._stage("evaluate", inputs, ["metrics.json", "predictions"], reader.count, "images", work)
+
+    def _parts(self, split: Split, model: Checkpoint) -> Any:
+        from megu_dist.data import plan
+        from megu_dist.metrics.predict import PartReader
+
+        s = self.settings
+        kept = plan.complement(self.source.num_rows("train"), split.rows)
+        kept = plan.sample(kept, s.evaluate.retain_train_limit, s.seed.evaluate, 0)
+        test = np.arange(self.source.num_rows("test"))
+        parts = (("retain_train", "train", kept), ("forget_train", "train", split.rows), ("retain_test", "test", test))
+        return PartReader(self.source, model.preprocess, parts, tuple(self.classes))
+
+    def _write_metrics(
+        self,
+        out: Path,
+        split: Split,
+        method: str,
+        per_model: dict[str, Any],
+        versus: dict[str, float] | None,
+        seconds: dict[str, float],
+        records: list[Record],
+    ) -> None:
+        s = self.settings
+        info = {record.stage: record.info for record in records}
+        data: dict[str, Any] = {
+            "schema": 1,
+            "scenario": s.forget.scenario,
+            "forget": {"count": len(split.rows), "classes": [self.names[c] for c in self.classes]},
+            "method": method,
+            "class_names": self.names,
+            "models": per_model,
+            "seconds": seconds,
+            "oracle": info.get("oracle"),
+            "engine": {
+                "name": s.engine.name,
+                "zero_stage": getattr(s.engine, "zero_stage", None),
+                "world_size": info.get("finetune", {}).get("world_size", s.train.num_workers),
+            },
+            "environment": environment(),
+        }
+        if versus is not None:
+            data["versus_retrained"] = versus
+            trained = _training_seconds(str(s.evaluate.retrained))
+            if trained is not None:
+                data["seconds"]["retrained_training"] = trained
+        write_json(out / "metrics.json", data)
+
+    def report(self, evaluated: Record) -> Record:
+        """``report.html`` and ``figures/*.png``."""
+        from megu_dist.report.render import write_report
+
+        compare = [Path(path).expanduser().resolve() for path in self.settings.report.compare]
+        inputs = {"evaluate": evaluated.key, "report": asdict(self.settings.report), "version": version("megu-dist")}
+        inputs["compare"] = [_file_hash(path / "metrics.json") for path in compare]
+
+        def work(out: Path) -> None:
+            write_report(self.folder, out, compare, self.settings.report.images)
+            self.reporter.update(1)
+
+        return self._stage("report", inputs, ["report.html", "figures"], 1, "page", work)
+
+
+def train(pipeline: Pipeline) -> None:
+    """The original model, or with ``exclude_forget`` the retrained reference."""
+    s = pipeline.settings
+    s = replace(s, method=lookup("method", "retrain").settings(name="retrain"))  # type: ignore[misc]
+    pipeline.settings = s
+    if s.exclude_forget:
+        split, record = pipeline.split()
+        key = record.key
+    else:
+        import pyarrow as pa
+
+        from megu_dist.data.base import INDEX_SCHEMA
+
+        key = content_key({"data": pipeline.source.fingerprint()})
+        split = Split(pa.table({f.name: pa.array([], f.type) for f in INDEX_SCHEMA}), np.zeros(len(pipeline.names)))
+    start = None if s.model.path is None else pipeline.open_model(s.model.path, "model.path")
+    record = pipeline.finetune(split, key, start, None)
+    write_json(pipeline.folder / "training.json", {"seconds": record.seconds, **record.info})
+
+
+def unlearn(pipeline: Pipeline, models: dict[str, Checkpoint]) -> None:
+    """split → oracle → perturb → finetune → evaluate → report."""
+    split, split_record = pipeline.split()
+    records = [split_record]
+    method = lookup("method", pipeline.settings.method.name).target
+    perturbed = None
+    if method.needs_perturbed:
+        records.append(pipeline.oracle(split))
+        perturbed = pipeline.perturb(split, split_record.key, models["original"], records[-1])
+        records.append(perturbed)
+    records.append(pipeline.finetune(split, split_record.key, models["original"], perturbed))
+    unlearned = open_checkpoint(str(pipeline.folder / "model"))
+    ordered = {"original": models["original"], "unlearned": unlearned} | models
+    evaluated = pipeline.evaluate(split, split_record.key, ordered, records, pipeline.settings.method.name)
+    pipeline.report(evaluated)
+
+
+def evaluate(pipeline: Pipeline, models: dict[str, Checkpoint]) -> None:
+    """Scores given models (``model.path`` original; the run's own model or the retrained one beside it)."""
+    split, record = pipeline.split()
+    pipeline.evaluate(split, record.key, models, [record], pipeline.settings.method.name)
+
+
+def oracle(pipeline: Pipeline) -> None:
+    """Fills T for the forget request."""
+    split, _ = pipeline.split()
+    pipeline.oracle(split)
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for the report."""
+    names = ("megu-dist", "torch", "ray", "deepspeed", "transformers", "pyarrow", "numpy")
+    found = {name: version(name) for name in names}
+    return {"python": platform.python_version(), **found, "machine": platform.machine(), "cpus": str(os.cpu_count())}
+
+
+def version(name: str) -> str:
+    """Installed version of a distribution, or "-"."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "-"
+
+
+def _keyed(settings: Any) -> dict[str, Any]:
+    return {key: value for key, value in asdict(settings).items() if key not in EXECUTION_ONLY}
+
+
+def _training_seconds(retrained: str) -> float | None:
+    """Seconds that the retrained reference took, from the ``training.json`` beside its model folder."""
+    path = Path(retrained).expanduser().resolve().parent / "training.json"
+    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
+
+
+def _file_hash(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"report.compare: {path.parent} has no metrics.json; run `megu unlearn` there first")
+    return content_key({"text": path.read_text()})

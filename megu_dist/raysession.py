@@ -1,0 +1,71 @@
+"""Connects to a Ray cluster, or starts a Ray of this process's own that is gone when the block ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from megu_dist.config.schema import MeguSettings
+from megu_dist.errors import UserError
+
+# Ray Train polls its workers at this interval, and takes at most one report each time.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@contextmanager
+def ray_session(settings: MeguSettings) -> Iterator[None]:
+    """A connected Ray for the length of the block; an existing connection is used and left open.
+
+    Locally, logical CPUs exceed the cores: Data, Train and Serve each reserve some, and with two they would wait for
+    each other for ever. Threads are capped by the workers themselves.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    run, train = settings.run, settings.train
+    address = run.address or os.environ.get("RAY_ADDRESS")
+    worker_env = {"env_vars": {k: os.environ[k] for k in ENVIRONMENT if not k.startswith("RAY_")}}
+    if address:
+        try:
+            ray.init(address=address, log_to_driver=True, runtime_env=worker_env, logging_level="warning")
+        except (ConnectionError, ValueError) as error:
+            raise UserError(f"run.address={address}: cannot connect to Ray ({str(error).splitlines()[0]})") from None
+    else:
+        needed = int(train.num_workers * train.num_cpus + settings.oracle.num_replicas * settings.oracle.num_cpus) + 4
+        ray.init(
+            num_cpus=max(run.logical_cpus, needed),
+            object_store_memory=int(run.object_store_gb * 2**30),
+            include_dashboard=False,
+            log_to_driver=True,
+            runtime_env=worker_env,
+            logging_level="warning",
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def auto_actors(wanted: int, num_gpus: float) -> int:
+    """Model actors of a stage: as asked, else one per GPU, else one per eight CPUs of the cluster."""
+    import ray
+
+    if wanted:
+        return wanted
+    have = ray.cluster_resources()
+    if num_gpus > 0:
+        return max(1, int(have.get("GPU", 0) / num_gpus))
+    return max(1, int(have.get("CPU", 1)) // 8)
