@@ -6,6 +6,7 @@ The share does not depend on the seeds of a run: what is test data once is test 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -78,6 +79,8 @@ class CarvedSource(Source):
     def index(self, piece: Piece) -> pa.Table:
         view = self._view(piece.split)
         rows = np.arange(piece.first, piece.first + piece.count)
+        if not len(rows):
+            return INDEX_SCHEMA.empty_table()
         base_rows = view.to_base(rows)
         pieces = self._base.pieces(view.base_split)
         numbers, starts = np.unique(self._base.locality(view.base_split, base_rows), return_index=True)
@@ -85,17 +88,13 @@ class CarvedSource(Source):
             self._base.index(pieces[number]).take(pa.array(part - pieces[number].first))
             for number, part in zip(numbers.tolist(), np.split(base_rows, starts[1:]), strict=True)
         ]
-        return _renumber(pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table(), rows)
+        return _renumber(pa.concat_tables(tables), rows)
 
     def gather(self, split: str, rows: np.ndarray) -> pa.Table:
         view, rows = self._view(split), np.asarray(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= len(view)):
             raise IndexError(f"split {split!r} has {len(view)} rows, not {rows.min()} … {rows.max()}")
         return _renumber(self._base.gather(view.base_split, view.to_base(rows)), rows)
-
-    def locality(self, split: str, rows: np.ndarray) -> np.ndarray:
-        view = self._view(split)
-        return self._base.locality(view.base_split, view.to_base(np.asarray(rows, dtype=np.int64)))
 
     def _view(self, split: str) -> _View:
         if split not in self._views:
@@ -127,7 +126,8 @@ class CarvedSource(Source):
             edges = view.before(np.cumsum([0] + [piece.count for piece in base])).tolist()
             found[split] = [
                 Piece(split, first, end - first, piece.uri, piece.part)
-                for piece, first, end in zip(base, edges[:-1], edges[1:], strict=True)
+                for piece, (first, end) in zip(base, itertools.pairwise(edges), strict=True)
+                if end > first
             ]
         return found
 

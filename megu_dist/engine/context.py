@@ -68,8 +68,6 @@ class Context:
         λ_f · Σ_f / n_f + Σ_r / n_r with *global* counts n, whatever the number of workers.
         """
         model = batch_norm.apply(model.to(self.device), self.train.batch_norm, self.world, self.device)
-        if self.device.type == "cuda" or any(isinstance(m, nn.Conv2d) for m in model.modules()):
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.engine.setup(model, self.train, self.device)
         counts = [rows.count for rows in (forget, retain) if rows is not None]
         steps = plan.num_steps(sum(counts), self.train.batch_size)
@@ -129,6 +127,8 @@ class Context:
         return (Batch(f, r) for f, r in zip(parts(forget), parts(retain), strict=True))
 
     def _model_input(self, pixels: Tensor) -> Tensor:
+        # Channels-last images make convolutions run channels-last; the weights stay as they are, because DeepSpeed
+        # broadcasts and flattens them as contiguous memory.
         return self.preprocess.normalise(pixels).contiguous(memory_format=torch.channels_last)
 
     def _learning_rate(self, step: int, total: int) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from megu_dist.report import wording
@@ -234,3 +235,13 @@ def _facts(results: RunResults) -> list[tuple[str, str]]:
     facts |= {f"engine {key}": value for key, value in metrics.engine.items()}
     facts |= metrics.environment
     return [(key.replace("_", " "), str(value)) for key, value in facts.items() if value is not None]
+
+
+def rewrite_report(run_dir: Path, compare: Sequence[Path] = (), images: int = 8) -> None:
+    """Makes the page of a finished run again, in place: each file is replaced as a whole."""
+    with TemporaryDirectory(prefix=".report-", dir=run_dir) as temporary:
+        write_report(run_dir, Path(temporary), compare, images)
+        for path in [*(Path(temporary) / "figures").iterdir(), Path(temporary) / "report.html"]:
+            target = run_dir / path.relative_to(temporary)
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target)
