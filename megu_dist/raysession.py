@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from megu_dist.config.schema import MeguSettings
+from megu_dist.data.stream import LOCAL_TASKS
 from megu_dist.errors import UserError
 
 # Ray Train polls its workers at this interval, and takes at most one report each time.
@@ -15,6 +18,9 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Idle workers started ahead, one per logical CPU, would take the cores from the work itself.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
@@ -45,6 +51,7 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
             raise UserError(f"run.address={address}: cannot connect to Ray ({str(error).splitlines()[0]})") from None
     else:
         needed = int(train.num_workers * train.num_cpus + settings.oracle.num_replicas * settings.oracle.num_cpus) + 4
+        os.environ[LOCAL_TASKS] = worker_env["env_vars"][LOCAL_TASKS] = str(len(os.sched_getaffinity(0)))
         ray.init(
             num_cpus=max(run.logical_cpus, needed),
             object_store_memory=int(run.object_store_gb * 2**30),
@@ -53,10 +60,13 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
             runtime_env=worker_env,
             logging_level="warning",
         )
+    # The driver needs torch only to launch training; importing it takes seconds, which the first stages leave idle.
+    threading.Thread(target=importlib.import_module, args=("ray.train.torch",), daemon=True).start()
     try:
         yield
     finally:
         ray.shutdown()
+        os.environ.pop(LOCAL_TASKS, None)
 
 
 def auto_actors(wanted: int, num_gpus: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
+LOCAL_TASKS = "MEGU_LOCAL_TASKS"  # set for all processes of a local Ray by megu_dist.raysession
 TASK_BYTES = 32 << 20  # decoded bytes that one task yields: many tasks per core, few megabytes in flight
 
 
@@ -20,17 +22,34 @@ def task_rows(row_bytes: int) -> int:
     return int(np.clip(TASK_BYTES // max(1, row_bytes), 16, 1024))
 
 
-def dataset(rows: np.ndarray, reader: Callable[[Arrays], Any], chunk: int, num_cpus: float = 0.5) -> Any:
-    """A lazy Ray Dataset of what ``reader`` makes of ``rows``, in their order, ``chunk`` rows a task."""
+def dataset(rows: np.ndarray, reader: Callable[[Arrays], Any], chunk: int) -> Any:
+    """A lazy Ray Dataset of what ``reader`` makes of ``rows``, in their order, ``chunk`` rows a task.
+
+    On a local Ray at most :data:`LOCAL_TASKS` tasks run at a time: its logical CPUs exceed the cores, and each further
+    task would start a Python process. On a cluster Ray Data decides.
+    """
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     blocks = [pa.table({"row": rows[start : start + chunk]}) for start in range(0, len(rows), chunk)]
+    tasks = os.environ.get(LOCAL_TASKS)
     return ray.data.from_blocks(blocks).map_batches(
-        reader, batch_size=None, batch_format="numpy", zero_copy_batch=True, num_cpus=num_cpus
+        reader,
+        batch_size=None,
+        batch_format="numpy",
+        zero_copy_batch=True,
+        num_cpus=0.5,
+        compute=ray.data.TaskPoolStrategy(size=int(tasks) if tasks else None),
     )
+
+
+def actor_pool(size: int) -> Any:
+    """The compute strategy of a stage with ``size`` model actors."""
+    import ray
+
+    return ray.data.ActorPoolStrategy(size=size)
 
 
 def in_steps(batches: Iterable[Arrays], sizes: Iterable[int]) -> Iterator[Arrays]:

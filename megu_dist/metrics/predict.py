@@ -107,7 +107,7 @@ def predict(
         batch_size=None,
         batch_format="numpy",
         zero_copy_batch=True,
-        concurrency=actors,
+        compute=stream.actor_pool(actors),
         num_cpus=1,
         num_gpus=settings.num_gpus,
         fn_constructor_kwargs={"folders": folders, "settings": settings, "actors": actors},

@@ -38,7 +38,7 @@ def perturb(
         batch_size=None,
         batch_format="numpy",
         zero_copy_batch=True,
-        concurrency=actors,
+        compute=stream.actor_pool(actors),
         num_cpus=1,
         num_gpus=settings.num_gpus,
         fn_constructor_kwargs={
