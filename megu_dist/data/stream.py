@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ TASK_BYTES = 32 << 20  # decoded bytes that one task yields: many tasks per core
 
 def task_rows(row_bytes: int) -> int:
     """Rows per Ray Data task for rows of ``row_bytes`` decoded bytes."""
-    return int(np.clip(TASK_BYTES // max(1, row_bytes), 16, 1024))
+    return int(np.clip(TASK_BYTES // max(1, row_bytes), 16, 4096))
 
 
 def dataset(rows: np.ndarray, reader: Callable[[Arrays], Any], chunk: int) -> Any:
@@ -67,38 +67,40 @@ def in_steps(batches: Iterable[Arrays], sizes: Iterable[int]) -> Iterator[Arrays
         held, have = [{k: v[size:] for k, v in joined.items()}], have - size
 
 
-def read_ahead(items: Iterable[T], depth: int = 3) -> Iterator[T]:
-    """Iterates in a background thread, ``depth`` items ahead, so that reading overlaps training; errors pass through."""
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    stop = threading.Event()
-    end = object()
+class ReadAhead(Generic[T]):
+    """Iterates in a background thread that starts at once, ``depth`` items ahead; errors pass through to the consumer."""
 
-    def put(entry: tuple[bool, Any]) -> None:
-        while not stop.is_set():
+    def __init__(self, items: Iterable[T], depth: int = 3) -> None:
+        self._ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._end = object()
+        threading.Thread(target=self._work, args=(items,), daemon=True, name="megu-read-ahead").start()
+
+    def _put(self, entry: tuple[bool, Any]) -> None:
+        while not self._stop.is_set():
             try:
-                return ready.put(entry, timeout=0.2)
+                return self._ready.put(entry, timeout=0.2)
             except queue.Full:
                 continue
 
-    def work() -> None:
+    def _work(self, items: Iterable[T]) -> None:
         try:
             for item in items:
-                put((True, item))
-                if stop.is_set():
+                self._put((True, item))
+                if self._stop.is_set():
                     return
-            put((True, end))
+            self._put((True, self._end))
         except BaseException as error:  # handed to the consumer, which raises it
-            put((False, error))
+            self._put((False, error))
 
-    thread = threading.Thread(target=work, daemon=True, name="megu-read-ahead")
-    thread.start()
-    try:
-        while True:
-            fine, item = ready.get()
-            if not fine:
-                raise item
-            if item is end:
-                return
-            yield item
-    finally:
-        stop.set()
+    def __iter__(self) -> Iterator[T]:
+        try:
+            while True:
+                fine, item = self._ready.get()
+                if not fine:
+                    raise item
+                if item is self._end:
+                    return
+                yield item
+        finally:
+            self._stop.set()

@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,17 +67,22 @@ class Context:
         this worker's sums over forget and retained images and the forget weight λ_f. The step's loss is
         λ_f · Σ_f / n_f + Σ_r / n_r with *global* counts n, whatever the number of workers.
         """
-        model = batch_norm.apply(model.to(self.device), self.train.batch_norm, self.world, self.device)
-        self.engine.setup(model, self.train, self.device)
         counts = [rows.count for rows in (forget, retain) if rows is not None]
         steps = plan.num_steps(sum(counts), self.train.batch_size)
-        first_epoch = self._restore()
+        first_epoch = 0 if self.resume is None else checkpoints.epoch_of(self.resume) + 1
+        batches = self._batches(first_epoch, steps, forget, retain)  # reading begins while the engine is set up
+        model = batch_norm.apply(model.to(self.device), self.train.batch_norm, self.world, self.device)
+        self.engine.setup(model, self.train, self.device)
+        if self.resume is not None:
+            self.engine.load(self.resume)
         log = _Log(self, steps, keep_until=first_epoch)
         stopped = "fixed"
         epoch = first_epoch
         for epoch in range(first_epoch, self.train.epochs):
             model.train()
-            if self._epoch(model, epoch, steps, forget, retain, loss, pixels, log):
+            if epoch > first_epoch:
+                batches = self._batches(epoch, steps, forget, retain)
+            if self._epoch(model, epoch, steps, batches, loss, pixels, log):
                 stopped = "calibrated"
             last = stopped == "calibrated" or epoch + 1 == self.train.epochs
             if last or (epoch + 1) % self.train.checkpoint_every == 0:
@@ -92,14 +97,13 @@ class Context:
         model: nn.Module,
         epoch: int,
         steps: int,
-        forget: Rows | None,
-        retain: Rows | None,
+        batches: Iterable[Batch],
         loss: Loss,
         pixels: Pixels,
         log: _Log,
     ) -> bool:
         """One epoch; True when the stop rule ended it early."""
-        for step, batch in enumerate(stream.read_ahead(self._batches(epoch, steps, forget, retain))):
+        for step, batch in enumerate(batches):
             torch.manual_seed((self.seed * 1_000_003 + epoch * steps + step) * 65_537 + self.rank)  # dropout
             lr = self._learning_rate(epoch * steps + step, self.train.epochs * steps)
             images = [pixels(batch.forget)] if len(batch.forget) else []
@@ -118,11 +122,13 @@ class Context:
                     return True
         return False
 
-    def _batches(self, epoch: int, steps: int, forget: Rows | None, retain: Rows | None) -> Any:
-        def parts(rows: Rows | None) -> Any:
+    def _batches(self, epoch: int, steps: int, forget: Rows | None, retain: Rows | None) -> Iterable[Batch]:
+        """The epoch's steps on this worker; both streams are read in the background from this call on."""
+
+        def parts(rows: Rows | None) -> Iterable[Part]:
             if rows is None:
                 return (Part(0) for _ in range(steps))
-            return rows.steps(epoch, steps, 0, self.rank, self.world, self.device)
+            return stream.ReadAhead(rows.steps(epoch, steps, 0, self.rank, self.world, self.device))
 
         return (Batch(f, r) for f, r in zip(parts(forget), parts(retain), strict=True))
 
@@ -137,12 +143,6 @@ class Context:
         if step < warm:
             return self.train.lr * (step + 1) / warm
         return self.train.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-    def _restore(self) -> int:
-        if self.resume is None:
-            return 0
-        self.engine.load(self.resume)
-        return checkpoints.epoch_of(self.resume) + 1
 
     def _checkpoint(self, model: nn.Module, epoch: int) -> None:
         if self.world > 1 and self.train.batch_norm == "local":

@@ -47,7 +47,10 @@ class Preprocess:
             image = Image.open(io.BytesIO(data))
             if image.format == "JPEG" and self.resize_edge:
                 image.draft(None, (self.resize_edge, self.resize_edge))  # decodes large photographs at a smaller scale
-            image = image.convert("L" if self.channels == 1 else "RGB")
+            mode = "L" if self.channels == 1 else "RGB"
+            if image.mode != mode:
+                image = image.convert(mode)
+            image.load()
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"cannot read image {name!r}: {error or type(error).__name__}") from None
         pixels = np.asarray(self._fit(image))

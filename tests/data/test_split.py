@@ -1,0 +1,69 @@
+"""The split stage on Ray Data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from image_samples import parquet, write_hf
+
+from megu_dist.config.schema import ForgetSettings
+from megu_dist.data.base import Source
+from megu_dist.data.split import Split, make_split
+from megu_dist.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def split(source: Source, classes: list[int] | None = None, seed: int = 0, **request: Any) -> Split:
+    done: list[int] = []
+    found = make_split(source, ForgetSettings(**request), classes or [], seed, done.append)
+    assert done[-1] == source.num_rows("train")
+    return found
+
+
+def test_classes(digits: Source) -> None:
+    one, two = split(digits, [3]), split(digits, [3, 8])
+    assert one.labels == [3]
+    assert two.labels == [3, 8]
+    labels = np.concatenate([digits.index(piece)["label"].to_numpy() for piece in digits.pieces("train")])
+    assert one.rows.tolist() == np.flatnonzero(labels == 3).tolist()
+    assert two.rows.tolist() == np.flatnonzero((labels == 3) | (labels == 8)).tolist()
+    assert one.class_counts.tolist() == np.bincount(labels).tolist()
+    assert one.forget["id"].to_pylist()[0] == f"train/{one.rows[0]:08d}"
+
+
+def test_random_images(digits: Source) -> None:
+    total = digits.num_rows("train")
+    some = split(digits, scenario="random", fraction=0.1)
+    assert len(some.rows) == round(0.1 * total)
+    shares = np.bincount(some.forget["label"].to_numpy(), minlength=10) / some.class_counts
+    assert np.abs(shares - 0.1).max() < 0.01
+    assert split(digits, scenario="random", fraction=0.1).forget.equals(some.forget)
+    assert not split(digits, seed=1, scenario="random", fraction=0.1).forget.equals(some.forget)
+    few = split(digits, scenario="random", count=7, stratified=False)
+    assert len(few.rows) == 7
+    index = {i: (r, c) for r, i, c in zip(*(some.forget[n].to_pylist() for n in ("row", "id", "label")), strict=True)}
+    for row, (number, label) in index.items():
+        assert row == f"train/{number:08d}"
+        assert 0 <= label < 10
+
+
+def test_ids(digits: Source, tmp_path: Path) -> None:
+    file = tmp_path / "ids.txt"
+    file.write_text("train/00001400\ntrain/00000002\ntrain/00000002\n# end\n")
+    assert split(digits, scenario="ids", ids_file=str(file)).rows.tolist() == [2, 1400]
+    file.write_text("train/00000002\ntrain/0000003\nimage 9\n")
+    with pytest.raises(UserError, match=r"2 of 3 ids are not in the training data.*'train/0000003'.*did you mean"):
+        split(digits, scenario="ids", ids_file=str(file))
+    file.write_text("".join(f"train/{row:08d}\n" for row in range(digits.num_rows("train"))))
+    with pytest.raises(UserError, match="whole training set"):
+        split(digits, scenario="ids", ids_file=str(file))
+
+
+def test_a_class_without_images(tmp_path: Path) -> None:
+    write_hf(tmp_path / "train.parquet", range(6), names=["cat", "dog", "frog", "deer"])
+    with pytest.raises(UserError, match=r"forget set is empty: no training image of 'deer' among 6"):
+        make_split(parquet(tmp_path / "train.parquet"), ForgetSettings(), [3], 0, lambda done: None)

@@ -1,0 +1,177 @@
+"""Two gloo processes that run every collective scenario once; the tests look at what they saved."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.functional import cross_entropy
+
+from megu_dist.config.schema import TrainSettings
+from megu_dist.engine import batch_norm
+from megu_dist.engine.backends.ddp import DdpEngine, DdpSettings
+from megu_dist.engine.backends.deepspeed import DeepSpeedEngine, DeepSpeedSettings
+from megu_dist.models.architectures.cifar_resnet import CifarResNet, CifarResNetSettings
+
+CPU = torch.device("cpu")
+WORLD = 2
+BATCH = 7  # uneven on two workers
+STEPS, MORE = 3, 2
+LABELS = ["a", "b", "c"]
+ENGINES = ["ddp", "zero0", "zero1", "zero2", "zero3"]
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    settings = CifarResNetSettings(name="cifar_resnet", width=4, stage_blocks=[1, 1], num_channels=1, image_size=8)
+    return CifarResNet(settings).build(LABELS)
+
+
+def batches(first: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for step in range(first, first + count):
+        generator = torch.Generator().manual_seed(step)
+        yield torch.rand(BATCH, 1, 8, 8, generator=generator), torch.randint(0, 3, (BATCH,), generator=generator)
+
+
+def settings(clip: float = 0.0) -> TrainSettings:
+    return TrainSettings(lr=0.1, precision="fp32", clip_grad_norm=clip)
+
+
+def engine_of(name: str) -> Any:
+    if name == "ddp":
+        return DdpEngine(DdpSettings(name="ddp"))
+    return DeepSpeedEngine(DeepSpeedSettings(name="deepspeed", zero_stage=int(name[-1])))
+
+
+def set_up(name: str, rank: int, world: int, seed: int = 0, clip: float = 0.0) -> Any:
+    model = batch_norm.apply(network(seed).train(), "sync", world, CPU)
+    engine = engine_of(name)
+    engine.setup(model, settings(clip), CPU)
+    return engine
+
+
+def train(engine: Any, first: int, count: int, rank: int, world: int) -> None:
+    for step, (images, labels) in enumerate(batches(first, count), first):
+        logits = engine.forward(images[rank::world])
+        loss = cross_entropy(logits, labels[rank::world], reduction="sum") / BATCH
+        engine.step(loss * world, 0.1 / (1 + step))
+
+
+def normalised(rank: int, world: int, layer: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """One batch-norm layer's output, gradients and statistics on this rank's share of a joint batch."""
+    generator = torch.Generator().manual_seed(9)
+    joint = torch.randn(shape, generator=generator) * 3 + 5
+    towards = torch.randn(shape, generator=generator)
+    torch.manual_seed(1)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    batch_norm.apply(layer, "sync", world, CPU)
+    x = joint[rank::world].clone().requires_grad_(True)
+    out = layer(x)
+    (out * towards[rank::world]).sum().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in layer.named_parameters()}
+    if world > 1:
+        for gradient in gradients.values():
+            distributed.all_reduce(gradient)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    with torch.no_grad():
+        evaluated = layer.eval()(joint[:2])
+    return (
+        {"out": out.detach(), "x_grad": x.grad, "eval": evaluated}
+        | gradients
+        | {f"state.{k}": v for k, v in state.items()}
+    )
+
+
+LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "2d": (lambda: nn.BatchNorm2d(3), (BATCH, 3, 4, 4)),
+    "1d": (lambda: nn.BatchNorm1d(3), (BATCH, 3)),
+    "one": (lambda: nn.BatchNorm2d(3), (3, 3, 2, 2)),  # two images here, one there
+    "mean": (lambda: nn.BatchNorm2d(3, momentum=None), (BATCH, 3, 4, 4)),
+}
+
+
+def run_all(rank: int, world: int) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "bn": {name: normalised(rank, world, make(), shape) for name, (make, shape) in LAYERS.items()}
+    }
+    for name in ENGINES:
+        try:
+            out[name] = run_engine(name, rank, world)
+        except Exception as error:  # the other engines still run; the test of this one fails
+            import traceback
+
+            out[name] = {"error": f"{error}\n{traceback.format_exc()}"}
+    return out
+
+
+def whole(engine: Any) -> dict[str, Tensor] | None:
+    """The engine's weights as they are now."""
+    state = engine.state_dict()
+    return None if state is None else {name: value.clone() for name, value in state.items()}
+
+
+def run_engine(name: str, rank: int, world: int) -> dict[str, Any]:
+    """Trains, saves, goes on; loads into a new engine and goes on from there."""
+    engine = set_up(name, rank, world)
+    train(engine, 0, STEPS, rank, world)
+    trained = whole(engine)
+    shared = Path(os.environ["GLOO_FOLDER"]) / name
+    shared.mkdir(exist_ok=True)
+    engine.save(shared)
+    if distributed.is_initialized():
+        distributed.barrier()
+    train(engine, STEPS, MORE, rank, world)
+    continued = whole(engine)
+    again = set_up(name, rank, world, seed=5)
+    again.load(shared)
+    train(again, STEPS, MORE, rank, world)
+    clipped = set_up(name, rank, world, clip=0.05)
+    train(clipped, 0, 1, rank, world)
+    return {
+        "trained": trained,
+        "continued": continued,
+        "resumed": whole(again),
+        "clipped": whole(clipped),
+        "files": sorted(str(p.relative_to(shared)) for p in shared.rglob("*") if p.is_file()),
+    }
+
+
+@dataclass
+class Worker:
+    """What a process runs; picklable."""
+
+    folder: str
+    world: int
+
+    def __call__(self, rank: int) -> None:
+        torch.set_num_threads(1)
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.world), "LOCAL_WORLD_SIZE": str(self.world),
+            "GLOO_FOLDER": self.folder, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999",
+        }  # fmt: skip
+        distributed.init_process_group(
+            "gloo", init_method=f"file://{self.folder}/rendezvous", rank=rank, world_size=self.world
+        )
+        torch.save(run_all(rank, self.world), f"{self.folder}/rank-{rank}.pt")
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def launch(folder: Path, world: int = WORLD) -> list[dict[str, Any]]:
+    """What each rank saved."""
+    torch.multiprocessing.spawn(Worker(str(folder), world), nprocs=world)
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(world)]
+
+
+def alone() -> dict[str, Any]:
+    """The same in this process: the reference."""
+    os.environ["GLOO_FOLDER"] = tempfile.mkdtemp(prefix="megu-test-")
+    bn = {name: normalised(0, 1, make(), shape) for name, (make, shape) in LAYERS.items()}
+    return {"bn": bn, "ddp": run_engine("ddp", 0, 1)}

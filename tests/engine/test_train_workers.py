@@ -1,0 +1,96 @@
+"""Ray Train: any number of workers ends with the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from megu_dist.config.compose import load
+from megu_dist.config.registry import lookup
+from megu_dist.data.base import Source
+from megu_dist.engine.launch import check_resources, fit
+from megu_dist.engine.worker import TrainJob
+from megu_dist.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+COMMON = [
+    "data=digits",
+    "method=retrain",
+    "train.precision=fp32",
+    "train.batch_size=64",
+    "train.augment=flip",
+    "train.lr=0.02",
+]
+NET = ["model.width=4", "model.stage_blocks=[1]", "model.num_channels=1", "model.image_size=8"]
+VIT = [
+    "model=transformers", "model.model_type=vit", "model.num_channels=1", "model.image_size=8", "model.mean=[0.5]",
+    "model.std=[0.25]", "+model.config={hidden_size:16,num_hidden_layers:1,num_attention_heads:2,intermediate_size:16,patch_size:2}",
+    "train.optimizer=adamw",
+]  # fmt: skip
+
+
+def run(
+    digits: Source, folder: Path, words: list[str]
+) -> tuple[dict[str, Any], dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Trains on 1,300 digits: what the job returned, the weights, the log."""
+    settings = load([*COMMON, *words], ["train=scratch"]).settings
+    out = folder / "out"
+    out.mkdir(parents=True)
+    job = TrainJob(
+        settings=settings,
+        source=digits,
+        class_names=digits.class_names,
+        preprocess=lookup("model", settings.model.name).target(settings.model).preprocess(),
+        forget_rows=np.arange(1300, digits.num_rows("train")),
+        seed=4,
+        out=str(out),
+        model_folder=None,
+        perturbed=None,
+    )
+    lines: list[dict[str, Any]] = []
+    result = fit(job, folder / "checkpoints", lines.append)
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    return result, load_file(out / "model" / "model.safetensors"), history
+
+
+def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[k].astype(float) - b[k]).max()) for k in a)
+
+
+def test_one_and_two_workers_agree(digits: Source, tmp_path: Path) -> None:
+    one, two = (
+        run(digits, tmp_path / str(n), [*NET, "engine=ddp", "train.epochs=2", f"train.num_workers={n}"]) for n in (1, 2)
+    )
+    assert (one[0]["world_size"], two[0]["world_size"]) == (1, 2)
+    assert one[0]["steps"] == two[0]["steps"] == 2 * 21
+    assert distance(one[1], two[1]) < 1e-4
+    assert len(one[2]) == len(two[2]) > 20
+    for a, b in zip(one[2], two[2], strict=True):
+        assert a["loss_retain"] == pytest.approx(b["loss_retain"], abs=1e-4)
+        assert {k: a[k] for k in ("epoch", "step", "images", "lr", "loss_forget")} == {
+            k: b[k] for k in ("epoch", "step", "images", "lr", "loss_forget")
+        }
+    assert sum(line["images"] for line in one[2]) == 2 * 1300
+    assert one[2][-1]["loss"] < one[2][0]["loss"]
+
+
+def test_a_transformer_on_two_deepspeed_workers(digits: Source, tmp_path: Path) -> None:
+    words = [*VIT, "engine=deepspeed", "engine.zero_stage=2", "train.epochs=1", "train.num_workers=2", "train.lr=0.005"]
+    result, weights, history = run(digits, tmp_path, words)
+    assert result["world_size"] == 2
+    assert weights["classifier.weight"].shape == (10, 16)
+    assert all(np.isfinite(value).all() for value in weights.values())
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_more_workers_than_the_cluster_holds_are_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.num_workers=999 needs 999 CPUs"):
+        check_resources(999, 1.0, False)
+    with pytest.raises(UserError, match=r"GPUs.*train\.use_gpu=false"):
+        check_resources(1, 0.5, True)
