@@ -9,10 +9,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megu_dist.config.compose import Composed, group_options, load
 from megu_dist.config.registry import KINDS, components
 from megu_dist.errors import UserError, find_user_error, nearest
+
+if TYPE_CHECKING:
+    from megu_dist.models.checkpoint import Checkpoint
+    from megu_dist.pipeline import Pipeline
 
 OPTIONS = """
 Options:
@@ -66,7 +71,9 @@ def _dispatch(words: list[str]) -> int:
         raise UserError(f"unknown verb {name!r}: {nearest(name, [*VERBS, 'list', 'show-config'])}")
     verb = VERBS[name]
     if "--help" in rest or "-h" in rest:
-        print(f"megu {name}: {verb.summary}\n\nExamples:\n{verb.examples}\n{OPTIONS}\nAll keys: megu show-config {name}")
+        print(
+            f"megu {name}: {verb.summary}\n\nExamples:\n{verb.examples}\n{OPTIONS}\nAll keys: megu show-config {name}"
+        )
         return 0
     rest, config_dir = _take_option(rest, "--config-dir")
     composed = load(rest, verb.defaults, config_dir)
@@ -130,8 +137,8 @@ def run_folder(verb: str, composed: Composed) -> Path:
     return Path(s.run.dir).expanduser().resolve() / name
 
 
-def _with_pipeline(composed: Composed, folder: Path, work: Callable[..., None]) -> None:
-    """Checks input, then opens log, lock and Ray around ``work(pipeline)``."""
+def _with_pipeline(composed: Composed, folder: Path, prepare: Callable[[Pipeline], Callable[[], None]]) -> None:
+    """Checks input, then opens log, lock and Ray around the work that ``prepare`` returns."""
     from megu_dist.pipeline import Pipeline
     from megu_dist.progress import Reporter, chatter_to
     from megu_dist.raysession import ray_session
@@ -139,7 +146,7 @@ def _with_pipeline(composed: Composed, folder: Path, work: Callable[..., None]) 
     fresh = not folder.exists()
     try:
         pipeline = Pipeline(composed.settings, folder, Reporter())
-        prepared = work(pipeline)
+        work = prepare(pipeline)
     except UserError:
         if fresh and folder.is_dir():  # a mistyped command leaves nothing behind
             import shutil
@@ -152,13 +159,13 @@ def _with_pipeline(composed: Composed, folder: Path, work: Callable[..., None]) 
         write_text(folder / "config.yaml", composed.yaml)
         pipeline.reporter = Reporter(terminal)
         with ray_session(composed.settings):
-            prepared()
+            work()
 
 
 def _train(composed: Composed, folder: Path) -> None:
     from megu_dist import pipeline as stages
 
-    def prepare(pipeline: stages.Pipeline) -> Callable[[], None]:
+    def prepare(pipeline: Pipeline) -> Callable[[], None]:
         if composed.settings.exclude_forget:
             pipeline.check_request()
         if composed.settings.model.path:
@@ -169,17 +176,17 @@ def _train(composed: Composed, folder: Path) -> None:
     print(f"model: {folder / 'model'}")
 
 
-def _models(pipeline: object, composed: Composed) -> dict:  # type: ignore[type-arg]
-    models = {"original": pipeline.open_model(composed.settings.model.path, "model.path")}  # type: ignore[attr-defined]
+def _models(pipeline: Pipeline, composed: Composed) -> dict[str, Checkpoint]:
+    models = {"original": pipeline.open_model(composed.settings.model.path, "model.path")}
     if composed.settings.evaluate.retrained:
-        models["retrained"] = pipeline.open_model(composed.settings.evaluate.retrained, "evaluate.retrained")  # type: ignore[attr-defined]
+        models["retrained"] = pipeline.open_model(composed.settings.evaluate.retrained, "evaluate.retrained")
     return models
 
 
 def _unlearn(composed: Composed, folder: Path) -> None:
     from megu_dist import pipeline as stages
 
-    def prepare(pipeline: stages.Pipeline) -> Callable[[], None]:
+    def prepare(pipeline: Pipeline) -> Callable[[], None]:
         pipeline.check_request()
         models = _models(pipeline, composed)
         return lambda: stages.unlearn(pipeline, models)
@@ -192,7 +199,7 @@ def _unlearn(composed: Composed, folder: Path) -> None:
 def _evaluate(composed: Composed, folder: Path) -> None:
     from megu_dist import pipeline as stages
 
-    def prepare(pipeline: stages.Pipeline) -> Callable[[], None]:
+    def prepare(pipeline: Pipeline) -> Callable[[], None]:
         pipeline.check_request()
         models = _models(pipeline, composed)
         unlearned = composed.settings.evaluate.unlearned
@@ -207,7 +214,7 @@ def _evaluate(composed: Composed, folder: Path) -> None:
 def _oracle(composed: Composed, folder: Path) -> None:
     from megu_dist import pipeline as stages
 
-    def prepare(pipeline: stages.Pipeline) -> Callable[[], None]:
+    def prepare(pipeline: Pipeline) -> Callable[[], None]:
         pipeline.check_request()
         return lambda: stages.oracle(pipeline)
 

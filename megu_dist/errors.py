@@ -41,7 +41,9 @@ def find_user_error(error: BaseException | None) -> UserError | None:
         queue += [item.__cause__, item.__context__]
         if type(item) is UserError:
             return item
-        if isinstance(item, UserError):  # Ray's dual-typed wrapper: its text holds a remote traceback, the cause does not
+        if isinstance(
+            item, UserError
+        ):  # Ray's dual-typed wrapper: its text holds a remote traceback, the cause does not
             if isinstance(cause, UserError):
                 return cause
             return UserError(str(item).strip().splitlines()[-1])

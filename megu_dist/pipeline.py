@@ -155,10 +155,7 @@ class Pipeline:
         inputs |= {"method": asdict(s.method), "perturb": None if perturbed is None else perturbed.key}
         inputs["model"] = _keyed(s.model) if model is None else model.fingerprint()
         inputs["seed"] = s.seed.train if model is None else s.seed.unlearn
-        if model is None:
-            preprocess = lookup("model", s.model.name).target(s.model).preprocess()
-        else:
-            preprocess = model.preprocess
+        preprocess = lookup("model", s.model.name).target(s.model).preprocess() if model is None else model.preprocess
         kept = len(plan.complement(self.source.num_rows("train"), split.rows))
         per_epoch = min(kept, s.train.retain_per_epoch or kept) + (len(split.rows) if perturbed else 0)
         key = content_key(inputs)

@@ -64,7 +64,8 @@ class Reporter:
             self._printed = now
             left = (self._total - done) / max(1e-6, rate)
             self.console.print(
-                f"{self._stage}: {done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left:.0f} s left", highlight=False
+                f"{self._stage}: {done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s, {left:.0f} s left",
+                highlight=False,
             )
 
     def say(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""One local Ray and a few small trained models, shared by all tests that need them; ``run_megu`` runs a command here."""
+"""One local Ray and a few small trained models, shared by the tests that need them; ``run_megu`` runs a command."""
 
 from __future__ import annotations
 

@@ -81,7 +81,9 @@ def _check_syntax(word: str) -> None:
     try:
         OverridesParser.create().parse_override(word)
     except (OverrideParseException, HydraException):
-        raise UserError(f"cannot read {word!r}: put quotes around special characters, as in \"forget.classes=['a, b']\"") from None
+        raise UserError(
+            f"cannot read {word!r}: put quotes around special characters, as in \"forget.classes=['a, b']\""
+        ) from None
 
 
 def _check_keys(words: Iterable[str], extra_dir: str | None) -> None:
@@ -138,7 +140,8 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
     name = key.group(1)
     given = next((word for word in reversed(words) if word.lstrip("+~").split("=", 1)[0] == name), None)
     if "is not in struct" in first or "not in '" in first:
-        return f"{name!r} is not a setting of the chosen component: {nearest(name, known_keys())}"
+        group = name.split(".")[0]
+        return f"{given or name!r}: the chosen {group} has no such setting; `megu show-config VERB` lists what it has"
     return f"{given or name}: {first}"
 
 

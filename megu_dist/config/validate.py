@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from megu_dist.config.schema import MeguSettings
 from megu_dist.errors import UserError, nearest
@@ -89,7 +90,9 @@ def check_forget(settings: MeguSettings) -> None:
         if (forget.fraction is None) == (forget.count is None):
             raise UserError("forget.scenario=random needs one of forget.fraction=0.01 and forget.count=500")
         if forget.fraction is not None and not 0 < forget.fraction < 1:
-            raise UserError(f"forget.fraction={forget.fraction}: must be between 0 and 1; forgetting everything is a deletion")
+            raise UserError(
+                f"forget.fraction={forget.fraction}: must be between 0 and 1; forgetting everything is a deletion"
+            )
         if forget.count is not None and forget.count < 1:
             raise UserError(f"forget.count={forget.count}: must be at least 1")
     if forget.scenario == "ids":
@@ -123,7 +126,7 @@ def resolve_classes(wanted: list[object], class_names: list[str]) -> list[int]:
     return sorted(labels)
 
 
-def _get(settings: object, key: str) -> object:
+def _get(settings: Any, key: str) -> Any:
     for part in key.split("."):
         settings = getattr(settings, part, None)
     return settings

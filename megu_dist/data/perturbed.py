@@ -63,7 +63,9 @@ class PerturbedStore:
             for group in range(parquet.num_row_groups):
                 found = parquet.read_row_group(group, columns=["row"])["row"].to_numpy()
                 rows.append(found)
-                where.append(np.stack([np.full(len(found), number), np.full(len(found), group), np.arange(len(found))], 1))
+                where.append(
+                    np.stack([np.full(len(found), number), np.full(len(found), group), np.arange(len(found))], 1)
+                )
         order = np.argsort(np.concatenate(rows), kind="stable")
         self.rows = np.concatenate(rows)[order]
         self._where = np.concatenate(where)[order]
@@ -89,7 +91,7 @@ class PerturbedStore:
     def _fill(self, out: dict[str, np.ndarray], to: np.ndarray, take: np.ndarray, table: pa.Table, draw: int) -> None:
         def pixels(column: pa.Array, kind: type) -> np.ndarray:
             size = int(np.prod(self.shape))
-            data = np.frombuffer(column.buffers()[1], kind)
+            data: np.ndarray = np.frombuffer(column.buffers()[1], kind)
             return data[column.offset * size : (column.offset + len(column)) * size].reshape(-1, *self.shape)
 
         def one(name: str) -> pa.Array:

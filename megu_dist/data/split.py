@@ -73,9 +73,7 @@ def scan(
 
     pieces = source.pieces(split)
     fields = [field for field in INDEX_SCHEMA if field.name in columns]
-    blocks = stream.dataset(
-        np.arange(len(pieces)), _Scan(source, split, keep, columns), max(1, len(pieces) // 64)
-    )
+    blocks = stream.dataset(np.arange(len(pieces)), _Scan(source, split, keep, columns), max(1, len(pieces) // 64))
     tables, counts, done = [], np.zeros(len(source.class_names), np.int64), 0
     for batch in blocks.iter_batches(batch_size=None, batch_format="pyarrow"):
         for record in batch.to_pylist():

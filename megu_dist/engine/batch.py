@@ -53,9 +53,7 @@ class Rows:
     row_bytes: int
     count: int  # rows per epoch
 
-    def steps(
-        self, epoch: int, steps: int, first: int, rank: int, world: int, device: torch.device
-    ) -> Iterator[Part]:
+    def steps(self, epoch: int, steps: int, first: int, rank: int, world: int, device: torch.device) -> Iterator[Part]:
         """This worker's share of each step from ``first`` on, read through Ray Data in the planned order."""
         order = self.rows(epoch)
         shares = [order[plan.rank_positions(len(order), steps, s, rank, world)] for s in range(first, steps)]

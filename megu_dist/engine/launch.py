@@ -65,7 +65,8 @@ def check_resources(workers: int, cpus: float, use_gpu: bool) -> None:
         if workers * per_worker > have.get(name, 0):
             raise UserError(
                 f"train.num_workers={workers} needs {workers * per_worker:g} {name}s, but the cluster has "
-                f"{have.get(name, 0):g}; ask for fewer workers" + (" or set train.use_gpu=false" if name == "GPU" else "")
+                f"{have.get(name, 0):g}; ask for fewer workers"
+                + (" or set train.use_gpu=false" if name == "GPU" else "")
             )
 
 

@@ -39,7 +39,9 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """SHA-256 of the weights, config and preprocessing."""
         digest = hashlib.sha256()
-        for path in sorted([*self.folder.glob("*.safetensors"), self.folder / "config.json", self.folder / PREPROCESSOR_FILE]):
+        for path in sorted(
+            [*self.folder.glob("*.safetensors"), self.folder / "config.json", self.folder / PREPROCESSOR_FILE]
+        ):
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 22):

@@ -46,7 +46,9 @@ class CifarResNetForImageClassification(PreTrainedModel):
         super().__init__(config)
         width = config.width
         self.stem = nn.Sequential(
-            nn.Conv2d(config.num_channels, width, 3, config.stem_stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+            nn.Conv2d(config.num_channels, width, 3, config.stem_stride, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
         )
         blocks: list[nn.Module] = []
         inputs = width

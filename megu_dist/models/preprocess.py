@@ -44,7 +44,7 @@ class Preprocess:
     def decode(self, data: bytes, name: str) -> np.ndarray:
         """Encoded image → uint8 (C, H, W). Raises :class:`UserError` that names an image that cannot be read."""
         try:
-            image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data))
             if image.format == "JPEG" and self.resize_edge:
                 image.draft(None, (self.resize_edge, self.resize_edge))  # decodes large photographs at a smaller scale
             mode = "L" if self.channels == 1 else "RGB"
@@ -117,7 +117,7 @@ def _geometry(config: dict[str, Any], path: Path) -> tuple[int, int, int | None]
     if isinstance(crop, int):
         crop = {"height": crop, "width": crop}
     if not isinstance(size, dict):
-        raise UserError(f"{path} gives no image size: add \"size\": {{\"height\": …, \"width\": …}}")
+        raise UserError(f'{path} gives no image size: add "size": {{"height": …, "width": …}}')
     if "shortest_edge" not in size:
         if "height" not in size or "width" not in size:
             raise UserError(f"{path}: size {size} is not supported; give height and width, or shortest_edge")

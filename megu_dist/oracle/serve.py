@@ -37,7 +37,7 @@ def application(settings: OracleSettings) -> Any:
         def about(self) -> dict[str, str]:
             return {"id": self.backend.identity, "stand_in": self.backend.stand_in}
 
-    return OracleDeployment.bind()
+    return OracleDeployment.bind()  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,9 @@ from megu_dist.data.perturbed import make_table
 from megu_dist.oracle.transition import Transition
 from megu_dist.perturb.labels import draw_labels, label_distribution
 from megu_dist.perturb.noise import fragment_align, quantise
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Perturber:
@@ -71,12 +75,12 @@ class Perturber:
             "noise_neg": self._noise(pixels, labels, False),
         }
 
-    def _noise(self, pixels: object, target: np.ndarray, towards: bool) -> np.ndarray:
+    def _noise(self, pixels: Tensor, target: np.ndarray, towards: bool) -> np.ndarray:
         import torch
 
         goal = torch.from_numpy(np.array(target)).to(self.device)
-        noise = fragment_align(self._logits, pixels, goal, towards, self.settings.epsilon, self.settings.steps)  # type: ignore[arg-type]
+        noise = fragment_align(self._logits, pixels, goal, towards, self.settings.epsilon, self.settings.steps)
         return quantise(noise, self.settings.epsilon).cpu().numpy()
 
-    def _logits(self, pixels: object) -> object:
-        return self.model(pixel_values=self.preprocess.normalise(pixels)).logits.float()  # type: ignore[arg-type]
+    def _logits(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=self.preprocess.normalise(pixels)).logits.float()

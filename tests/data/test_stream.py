@@ -71,11 +71,10 @@ def test_an_error_reaches_the_consumer_after_the_items_before_it() -> None:
         yield 1
         raise KeyError("lost block")
 
-    seen = []
+    ahead = iter(ReadAhead(items()))
+    assert next(ahead) == 1
     with pytest.raises(KeyError, match="lost block"):
-        for item in ReadAhead(items()):
-            seen.append(item)
-    assert seen == [1]
+        next(ahead)
 
 
 def test_a_consumer_that_stops_early_ends_the_thread() -> None:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 
+from megu_dist.config.compose import load
 from megu_dist.config.schema import TrainSettings
+from megu_dist.data import plan
 from megu_dist.engine import batch_norm
 from megu_dist.engine.backends.ddp import DdpEngine, DdpSettings
 from megu_dist.engine.backends.deepspeed import DeepSpeedEngine, DeepSpeedSettings
+from megu_dist.engine.batch import Batch, Part
+from megu_dist.engine.context import Context
 from megu_dist.models.architectures.cifar_resnet import CifarResNet, CifarResNetSettings
+from megu_dist.models.preprocess import Preprocess
 
 CPU = torch.device("cpu")
 WORLD = 2
@@ -144,29 +150,69 @@ def run_engine(name: str, rank: int, world: int) -> dict[str, Any]:
 
 
 @dataclass
+class StoredRows:
+    """Rows in memory instead of a Ray Data stream."""
+
+    seed: int
+    count: int
+
+    def steps(self, epoch: int, steps: int, first: int, rank: int, world: int, device: torch.device) -> Iterator[Part]:
+        generator = torch.Generator().manual_seed(self.seed)
+        images = torch.randint(0, 256, (self.count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(0, 3, (self.count,), generator=generator)
+        for step in range(first, steps):
+            low, high = plan.bounds(self.count, steps, step)
+            mine = plan.rank_positions(self.count, steps, step, rank, world)
+            yield Part(high - low, {"image": images[mine], "label": labels[mine]})
+
+
+def run_sparse(rank: int, world: int) -> dict[str, Any]:
+    """A fit whose steps hold one forget and one retained image: on two workers, one of them has nothing to do."""
+    settings = load(["train.batch_size=2", "train.epochs=1", "train.precision=fp32", "engine=ddp"]).settings
+    folder = Path(os.environ["GLOO_FOLDER"])
+    preprocess = Preprocess(8, 8, 1, (0.5,), (0.25,))
+    context = Context(settings, engine_of("ddp"), preprocess, CPU, rank, world, 0, folder / f"history-{world}.jsonl")
+
+    def loss(forget: Tensor, retain: Tensor, batch: Batch) -> tuple[Tensor, Tensor, float]:
+        sums = [
+            cross_entropy(logits, part.label, reduction="sum") if len(part) else logits.new_zeros(())
+            for logits, part in ((forget, batch.forget), (retain, batch.retain))
+        ]
+        return sums[0], sums[1], 0.5
+
+    context.fit(network(), StoredRows(1, 4), StoredRows(2, 4), loss)  # type: ignore[arg-type]
+    return {"weights": whole(context.engine)}
+
+
+@dataclass
 class Worker:
     """What a process runs; picklable."""
 
     folder: str
     world: int
+    scenario: str = "run_all"
 
     def __call__(self, rank: int) -> None:
         torch.set_num_threads(1)
         os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.world), "LOCAL_WORLD_SIZE": str(self.world),
-            "GLOO_FOLDER": self.folder, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999",
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.world),
+            "LOCAL_WORLD_SIZE": str(self.world), "GLOO_FOLDER": self.folder, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999",
         }  # fmt: skip
         distributed.init_process_group(
-            "gloo", init_method=f"file://{self.folder}/rendezvous", rank=rank, world_size=self.world
+            "gloo",
+            init_method=f"file://{self.folder}/rendezvous",
+            rank=rank,
+            world_size=self.world,
+            timeout=timedelta(seconds=60),
         )
-        torch.save(run_all(rank, self.world), f"{self.folder}/rank-{rank}.pt")
+        torch.save(globals()[self.scenario](rank, self.world), f"{self.folder}/rank-{rank}.pt")
         distributed.barrier()
         distributed.destroy_process_group()
 
 
-def launch(folder: Path, world: int = WORLD) -> list[dict[str, Any]]:
+def launch(folder: Path, world: int = WORLD, scenario: str = "run_all") -> list[dict[str, Any]]:
     """What each rank saved."""
-    torch.multiprocessing.spawn(Worker(str(folder), world), nprocs=world)
+    torch.multiprocessing.spawn(Worker(str(folder), world, scenario), nprocs=world)
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(world)]
 
 

@@ -29,8 +29,8 @@ COMMON = [
 NET = ["model.width=4", "model.stage_blocks=[1]", "model.num_channels=1", "model.image_size=8"]
 VIT = [
     "model=transformers", "model.model_type=vit", "model.num_channels=1", "model.image_size=8", "model.mean=[0.5]",
-    "model.std=[0.25]", "+model.config={hidden_size:16,num_hidden_layers:1,num_attention_heads:2,intermediate_size:16,patch_size:2}",
-    "train.optimizer=adamw",
+    "model.std=[0.25]", "train.optimizer=adamw",
+    "+model.config={hidden_size:16,num_hidden_layers:1,num_attention_heads:2,intermediate_size:16,patch_size:2}",
 ]  # fmt: skip
 
 

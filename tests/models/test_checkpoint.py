@@ -94,7 +94,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     with pytest.raises(UserError, match=r"evaluate\.retrained=.*no config\.json"):
         open_checkpoint(str(tmp_path / "models"), "evaluate.retrained")
-    with pytest.raises(UserError, match="no such folder.*models"):
+    with pytest.raises(UserError, match=r"no such folder.*models"):
         open_checkpoint(str(tmp_path / "model"))
     make(tmp_path / "models")
     (tmp_path / "models" / "config.json").write_text("{")

@@ -64,7 +64,9 @@ class DdpEngine:
         import torch
 
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-            torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "state.pt")
+            torch.save(
+                {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "state.pt"
+            )
 
     def load(self, folder: Path) -> None:
         import torch
