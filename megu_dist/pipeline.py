@@ -172,6 +172,7 @@ class Pipeline:
                 forget_rows=split.rows,
                 seed=inputs["seed"],
                 out=str(out),
+                history=str(self.folder / "checkpoints" / key[:12] / "history.jsonl"),
                 model_folder=None if model is None else str(model.folder),
                 perturbed=None if perturbed is None else str(self.folder / "perturbed"),
             )

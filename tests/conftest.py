@@ -32,27 +32,33 @@ class Outcome:
     output: str
 
 
+# Never closed: loggers that a command sets up keep writing to the stderr that they found.
+_OUTPUT = tempfile.TemporaryFile("a+")  # noqa: SIM115
+_STDOUT, _STDERR = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+
+
 def run_command(words: list[str]) -> Outcome:
     """``megu WORDS`` in this process; takes the output of file descriptors 1 and 2, as the command replaces those."""
-    with tempfile.TemporaryFile("a+", buffering=1) as file:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        saved = [os.dup(1), os.dup(2)]
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        code: object = 0
-        try:
-            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-                main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        finally:
-            file.flush()
-            for number, handle in enumerate(saved, 1):
-                os.dup2(handle, number)
-                os.close(handle)
-        file.seek(0)
-        return Outcome(int(code or 0), file.read())  # type: ignore[call-overload]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    start = _OUTPUT.seek(0, os.SEEK_END)
+    saved = [os.dup(1), os.dup(2)]
+    os.dup2(_OUTPUT.fileno(), 1)
+    os.dup2(_OUTPUT.fileno(), 2)
+    code: object = 0
+    try:
+        with contextlib.redirect_stdout(_STDOUT), contextlib.redirect_stderr(_STDERR):
+            main([str(word) for word in words])
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        _STDOUT.flush()
+        _STDERR.flush()
+        for number, handle in enumerate(saved, 1):
+            os.dup2(handle, number)
+            os.close(handle)
+    _OUTPUT.seek(start)
+    return Outcome(int(code or 0), _OUTPUT.read())  # type: ignore[call-overload]
 
 
 @pytest.fixture(scope="session")

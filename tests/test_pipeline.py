@@ -242,13 +242,14 @@ def test_an_unreadable_forget_image_is_named(
     images[bad] = images[bad][:40]
     names = json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": digits.class_names}}}})
     schema = pa.schema([("image", pa.binary()), ("label", pa.int64())], metadata={"huggingface": names})
-    pq.write_table(pa.table({"image": images, "label": labels}, schema=schema), tmp_path / "train.parquet")
-    data = ["data=parquet", f"data.path={tmp_path / 'train.parquet'}", "data.test_fraction=0.1", f"run.dir={runs_dir}"]
-    done = run_megu(
-        ["unlearn", *data, f"model.path={digits_model}", "forget.classes=[three]", "oracle=uniform", "run.name=bad"]
-    )
+    for name, rows in (("train", slice(0, 150)), ("test", slice(150, 200))):
+        pq.write_table(
+            pa.table({"image": images[rows], "label": labels[rows]}, schema=schema), tmp_path / f"{name}.parquet"
+        )
+    data = ["data=parquet", f"data.path={tmp_path}", f"run.dir={runs_dir}", f"model.path={digits_model}"]
+    done = run_megu(["unlearn", *data, "forget.classes=[three]", "oracle=uniform", "run.name=bad"])
     assert done.code == 2, done.output
-    assert f"cannot read image 'train/{bad:08d}'" in done.output
+    assert f"megu: cannot read image 'train/{bad:08d}'" in done.output
     assert "Traceback" not in done.output
     assert not (runs_dir / "bad" / "perturbed").exists()
 

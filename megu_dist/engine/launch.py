@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import uuid
 from collections.abc import Callable
@@ -29,10 +30,10 @@ def fit(job: TrainJob, checkpoint_root: Path, progress: Callable[[dict[str, Any]
     train = job.settings.train
     check_resources(train.num_workers, train.num_cpus, train.use_gpu)
     checkpoint_root.mkdir(parents=True, exist_ok=True)
-    log = checkpoint_root / "history.jsonl"  # beside the checkpoints, so that a resumed run continues it
     resume = checkpoints.newest(checkpoint_root, train.num_workers) if job.settings.run.resume else None
+    history = Path(job.history)
     if resume is None:
-        log.unlink(missing_ok=True)
+        history.unlink(missing_ok=True)
     resources: dict[str, float] = {"CPU": train.num_cpus}
     if train.use_gpu:
         resources["GPU"] = 1
@@ -49,10 +50,11 @@ def fit(job: TrainJob, checkpoint_root: Path, progress: Callable[[dict[str, Any]
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _Follow(Path(job.out) / "history.jsonl", progress):
+    with _Follow(history, progress):
         result = trainer.fit()
     if result.return_value is None:
         raise RuntimeError("the training job ended without a result")
+    shutil.copyfile(history, Path(job.out) / "history.jsonl")
     return result.return_value
 
 
@@ -87,11 +89,11 @@ class _Follow:
 
     def _run(self) -> None:
         seen = 0
-        while not self.done.wait(0.3):
-            try:
-                lines = self.path.read_text().split("\n")[:-1]  # the last piece may be half a line
-            except FileNotFoundError:
-                continue
+        while True:
+            last = self.done.wait(0.3)
+            lines = self.path.read_text().split("\n")[:-1] if self.path.is_file() else []  # the last may be half a line
             for line in lines[seen:]:
                 self.progress(json.loads(line))
-            seen = min(seen, len(lines)) if len(lines) < seen else len(lines)
+            seen = len(lines)  # fewer than before when a restarted worker group dropped the lines it repeats
+            if last:
+                return

@@ -26,7 +26,8 @@ class TrainJob:
     preprocess: Preprocess
     forget_rows: np.ndarray  # rows of the training split that are forgotten, or left out of the retrained reference
     seed: int
-    out: str  # folder that receives model/ and history.jsonl
+    out: str  # folder that receives model/
+    history: str  # the log of losses, beside the checkpoints, so that a resumed run continues it
     model_folder: str | None  # the checkpoint to start from; none: random weights
     perturbed: str | None  # folder of the perturb stage, for methods that need it
     resume: str | None = None
@@ -55,7 +56,7 @@ def run(config: dict[str, Any]) -> dict[str, Any] | None:
         rank=rank,
         world=world,
         seed=job.seed,
-        history=Path(job.out) / "history.jsonl",
+        history=Path(job.history),
         calibrator=_calibrator(job, device, rank, world),
         resume=Path(resumed.path) if resumed is not None else (Path(job.resume) if job.resume else None),
         report=_report,

@@ -196,7 +196,8 @@ class Worker:
         torch.set_num_threads(1)
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.world),
-            "LOCAL_WORLD_SIZE": str(self.world), "GLOO_FOLDER": self.folder, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999",
+            "LOCAL_WORLD_SIZE": str(self.world), "GLOO_FOLDER": self.folder,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999",
         }  # fmt: skip
         distributed.init_process_group(
             "gloo",

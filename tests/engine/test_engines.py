@@ -70,8 +70,8 @@ def test_deepspeed_builds_nothing_and_waits_for_no_lock(tmp_path: Path) -> None:
     folder = Path(__file__).parent
     code = "import gloo_workers as g; e = g.set_up('zero1', 0, 1); g.train(e, 0, 1, 0, 1); print('trained')"
     env = {
-        "TORCH_EXTENSIONS_DIR": str(tmp_path), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731",
+        "TORCH_EXTENSIONS_DIR": str(tmp_path), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
+        "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=os.environ | env, timeout=120, capture_output=True, text=True

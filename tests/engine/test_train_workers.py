@@ -49,6 +49,7 @@ def run(
         forget_rows=np.arange(1300, digits.num_rows("train")),
         seed=4,
         out=str(out),
+        history=str(folder / "checkpoints" / "history.jsonl"),
         model_folder=None,
         perturbed=None,
     )
