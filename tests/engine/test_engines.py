@@ -82,13 +82,14 @@ def test_deepspeed_builds_nothing_and_waits_for_no_lock(tmp_path: Path) -> None:
 
 
 def test_deepspeed_still_looks_its_operators_up_where_we_empty_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
     import inspect
 
-    import deepspeed.comm.torch as backend
     import deepspeed.ops
 
     from megu_dist.engine.backends.deepspeed import disable_compiled_ops
 
+    backend = importlib.import_module("deepspeed.comm.torch")
     monkeypatch.setitem(vars(deepspeed.ops), "__compatible_ops__", {"something": True})
     disable_compiled_ops()
     assert deepspeed.ops.__compatible_ops__ == {}
