@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -47,4 +48,8 @@ def find_user_error(error: BaseException | None) -> UserError | None:
             if isinstance(cause, UserError):
                 return cause
             return UserError(str(item).strip().splitlines()[-1])
+        # Ray Data's UserCodeException keeps only the text of what the worker raised.
+        told = re.findall(rf"^{UserError.__module__}\.UserError: (.+)$", str(item), re.MULTILINE)
+        if told:
+            return UserError(told[-1])
     return None

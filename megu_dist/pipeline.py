@@ -46,6 +46,20 @@ class Pipeline:
         check_forget(self.settings)
         if self.settings.forget.scenario == "class":
             self.classes = resolve_classes(self.settings.forget.classes, self.names)
+        if self.settings.forget.scenario == "ids":
+            read_ids(str(self.settings.forget.ids_file))
+        count, total = self.settings.forget.count, self.source.num_rows("train")
+        if self.settings.forget.scenario == "random" and count is not None and count >= total:
+            raise UserError(f"forget.count={count} takes every one of {total} training images: nothing is retained")
+        self._compared()
+
+    def _compared(self) -> list[Path]:
+        """The runs of ``report.compare``."""
+        folders = [Path(path).expanduser().resolve() for path in self.settings.report.compare]
+        for folder in folders:
+            if not (folder / "metrics.json").is_file():
+                raise UserError(f"report.compare: {folder} has no metrics.json; run `megu unlearn` there first")
+        return folders
 
     def open_model(self, path: str | None, key: str) -> Checkpoint:
         """A checkpoint whose label space is the data's."""
@@ -259,9 +273,9 @@ class Pipeline:
         """``report.html`` and ``figures/*.png``."""
         from megu_dist.report.render import write_report
 
-        compare = [Path(path).expanduser().resolve() for path in self.settings.report.compare]
+        compare = self._compared()
         inputs = {"evaluate": evaluated.key, "report": asdict(self.settings.report), "version": version("megu-dist")}
-        inputs["compare"] = [_file_hash(path / "metrics.json") for path in compare]
+        inputs["compare"] = [content_key({"text": (path / "metrics.json").read_text()}) for path in compare]
 
         def work(out: Path) -> None:
             write_report(self.folder, out, compare, self.settings.report.images)
@@ -342,9 +356,3 @@ def _training_seconds(retrained: str) -> float | None:
     """Seconds that the retrained reference took, from the ``training.json`` beside its model folder."""
     path = Path(retrained).expanduser().resolve().parent / "training.json"
     return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
-
-
-def _file_hash(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"report.compare: {path.parent} has no metrics.json; run `megu unlearn` there first")
-    return content_key({"text": path.read_text()})

@@ -112,9 +112,13 @@ class ArtefactStore:
         kept = self.folder / ".previous" / f"{stage}-{key[:12]}"
         if not (kept / "record.json").is_file():
             return None
-        self._retire(stage)
         data = json.loads((kept / "record.json").read_text())
+        if not all((kept / name).exists() for name in data["outputs"]):  # a process died while bringing it back
+            shutil.rmtree(kept)
+            return None
+        self._retire(stage)
         for name in data["outputs"]:
+            _remove(self.folder / name)
             (kept / name).rename(self.folder / name)
         (kept / "record.json").rename(self._record_path(stage))
         shutil.rmtree(kept)
@@ -140,12 +144,17 @@ class ArtefactStore:
             return
         data = json.loads(path.read_text())
         kept = self.folder / ".previous" / f"{stage}-{data['key'][:12]}"
-        shutil.rmtree(kept, ignore_errors=True)
-        kept.mkdir(parents=True)
+        kept.mkdir(parents=True, exist_ok=True)  # holds the first outputs if a process died in this loop
+        (kept / "record.json").unlink(missing_ok=True)
         for name in data["outputs"]:
             if (self.folder / name).exists():
+                _remove(kept / name)
                 (self.folder / name).rename(kept / name)
-        path.rename(kept / "record.json")
+        if all((kept / name).exists() for name in data["outputs"]):
+            path.rename(kept / "record.json")
+        else:
+            path.unlink()
+            shutil.rmtree(kept)
 
 
 def _remove(path: Path) -> None:

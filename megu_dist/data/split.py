@@ -136,7 +136,8 @@ def choose(rows: np.ndarray, labels: np.ndarray, forget: ForgetSettings, seed: i
     """The random scenario: exactly n rows, those with the smallest seeded hash; per class in proportion if stratified."""
     n = forget.count if forget.count is not None else round(float(forget.fraction or 0) * len(rows))
     if n >= len(rows):
-        raise UserError(f"forget.count={n} takes every one of {len(rows)} training images: nothing would be retained")
+        key = f"forget.count={n}" if forget.count is not None else f"forget.fraction={forget.fraction}"
+        raise UserError(f"{key} takes every one of {len(rows)} training images: nothing would be retained")
     if n < 1:
         raise UserError(f"forget.fraction={forget.fraction} of {len(rows)} images is less than one image")
     priority = hash_uniform(seed, 21, rows)
@@ -157,7 +158,8 @@ def choose(rows: np.ndarray, labels: np.ndarray, forget: ForgetSettings, seed: i
 def read_ids(path: str) -> list[str]:
     """One id per line; blank lines and lines that start with # are skipped. Raises :class:`UserError` when empty."""
     text = Path(path).expanduser().read_text()
-    ids = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line.strip() for line in text.splitlines()]
+    ids = [line for line in lines if line and not line.startswith("#")]
     if not ids:
         raise UserError(f"forget.ids_file={path} names no image")
     return ids

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PREFIX = "epoch-"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The last epoch (from 0) that a checkpoint has seen, and whether the ``calibrated`` stop rule has ended the fit."""
+
+    epoch: int
+    stopped: str = "fixed"
 
 
 def name_of(epoch: int) -> str:
@@ -13,15 +22,17 @@ def name_of(epoch: int) -> str:
     return f"{PREFIX}{epoch:05d}"
 
 
-def epoch_of(folder: Path) -> int:
-    """The last epoch that a checkpoint has seen."""
-    return int(json.loads((folder / "rank-0.json").read_text())["epoch"])
+def progress_of(folder: Path) -> Progress:
+    """What a checkpoint has seen."""
+    return Progress(**json.loads((folder / "rank-0.json").read_text())["progress"])
 
 
-def seal(folder: Path, rank: int, world: int, epoch: int) -> None:
+def seal(folder: Path, rank: int, world: int, progress: Progress) -> None:
     """Lists this rank's files with their sizes; written last."""
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-    (folder / f"rank-{rank}.json").write_text(json.dumps({"epoch": epoch, "world": world, "files": files}))
+    (folder / f"rank-{rank}.json").write_text(
+        json.dumps({"progress": asdict(progress), "world": world, "files": files})
+    )
 
 
 def is_whole(folder: Path, world: int) -> bool:
@@ -43,4 +54,4 @@ def is_whole(folder: Path, world: int) -> bool:
 def newest(root: Path, world: int) -> Path | None:
     """The whole checkpoint with the most epochs below ``root`` (one folder per attempt), if there is any."""
     found = [path for path in root.glob(f"*/{PREFIX}*") if is_whole(path, world)]
-    return max(found, key=lambda path: (epoch_of(path), path.stat().st_mtime), default=None)
+    return max(found, key=lambda path: (progress_of(path).epoch, path.stat().st_mtime), default=None)

@@ -69,24 +69,27 @@ class Context:
         """
         counts = [rows.count for rows in (forget, retain) if rows is not None]
         steps = plan.num_steps(sum(counts), self.train.batch_size)
-        first_epoch = 0 if self.resume is None else checkpoints.epoch_of(self.resume) + 1
-        batches = self._batches(first_epoch, steps, forget, retain)  # reading begins while the engine is set up
+        seen = None if self.resume is None else checkpoints.progress_of(self.resume)
+        first_epoch = 0 if seen is None else seen.epoch + 1
+        stopped = "fixed" if seen is None else seen.stopped
+        end = first_epoch if stopped == "calibrated" else self.train.epochs
+        if first_epoch < end:
+            batches = self._batches(first_epoch, steps, forget, retain)  # read while the engine is set up
         model = batch_norm.apply(model.to(self.device), self.train.batch_norm, self.world, self.device)
         self.engine.setup(model, self.train, self.device)
         if self.resume is not None:
             self.engine.load(self.resume)
         log = _Log(self, steps, keep_until=first_epoch)
-        stopped = "fixed"
-        epoch = first_epoch
-        for epoch in range(first_epoch, self.train.epochs):
+        epoch = first_epoch - 1
+        for epoch in range(first_epoch, end):
             model.train()
             if epoch > first_epoch:
                 batches = self._batches(epoch, steps, forget, retain)
             if self._epoch(model, epoch, steps, batches, loss, pixels, log):
                 stopped = "calibrated"
-            last = stopped == "calibrated" or epoch + 1 == self.train.epochs
+            last = stopped == "calibrated" or epoch + 1 == end
             if last or (epoch + 1) % self.train.checkpoint_every == 0:
-                self._checkpoint(model, epoch)
+                self._checkpoint(model, checkpoints.Progress(epoch, stopped))
             if last:
                 break
         self.result = FitResult(epoch + 1, log.steps_done, stopped)
@@ -108,10 +111,13 @@ class Context:
             lr = self._learning_rate(epoch * steps + step, self.train.epochs * steps)
             images = [pixels(batch.forget)] if len(batch.forget) else []
             images += [batch.retain.pixels()] if len(batch.retain) else []
+            # A worker without an image in a small batch still takes part in every collective operation.
+            images = images or [torch.zeros(0, *self.preprocess.shape, device=self.device)]
             logits = self.engine.forward(self._model_input(torch.cat(images)))
             split = len(batch.forget)
             forget_sum, retain_sum, weight = loss(logits[:split], logits[split:], batch)
             total = weight * forget_sum / max(1, batch.forget.total) + retain_sum / max(1, batch.retain.total)
+            total = total if len(logits) else total + logits.sum()  # the zero of a gradient
             self.engine.step(total * self.world, lr)  # engines average gradients over workers; this makes it a sum
             log.add(epoch, step, lr, batch, forget_sum, retain_sum)
             if self.calibrator is not None and (step + 1) % self.train.calibrate_every == 0:
@@ -144,15 +150,15 @@ class Context:
             return self.train.lr * (step + 1) / warm
         return self.train.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
-    def _checkpoint(self, model: nn.Module, epoch: int) -> None:
+    def _checkpoint(self, model: nn.Module, progress: checkpoints.Progress) -> None:
         if self.world > 1 and self.train.batch_norm == "local":
             batch_norm.average_statistics(model)
         if self.report is None:
             return
         with tempfile.TemporaryDirectory(prefix="megu-checkpoint-") as folder:
             self.engine.save(Path(folder))
-            checkpoints.seal(Path(folder), self.rank, self.world, epoch)
-            self.report({"epoch": epoch}, Path(folder), checkpoints.name_of(epoch))
+            checkpoints.seal(Path(folder), self.rank, self.world, progress)
+            self.report({"epoch": progress.epoch}, Path(folder), checkpoints.name_of(progress.epoch))
 
 
 class _Log:

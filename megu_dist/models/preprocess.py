@@ -48,6 +48,8 @@ class Preprocess:
             if image.format == "JPEG" and self.resize_edge:
                 image.draft(None, (self.resize_edge, self.resize_edge))  # decodes large photographs at a smaller scale
             mode = "L" if self.channels == 1 else "RGB"
+            if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips instead of scaling
+                image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
             if image.mode != mode:
                 image = image.convert(mode)
             image.load()
@@ -57,12 +59,15 @@ class Preprocess:
         return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def _fit(self, image: Image.Image) -> Image.Image:
-        if image.size == (self.width, self.height):
-            return image
         if self.resize_edge is None:
+            if image.size == (self.width, self.height):
+                return image
             return image.resize((self.width, self.height), Image.Resampling(self.resample))
-        scale = self.resize_edge / min(image.size)
-        size = (max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale)))
+        short = min(image.size)  # the longer edge is cut off, not rounded, as transformers does
+        size = (
+            max(self.width, image.width * self.resize_edge // short),
+            max(self.height, image.height * self.resize_edge // short),
+        )
         image = image.resize(size, Image.Resampling(self.resample))
         left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
         return image.crop((left, top, left + self.width, top + self.height))
@@ -106,7 +111,7 @@ class Preprocess:
         normalise = config.get("do_normalize", True)
         mean = _per_channel(config.get("image_mean", 0.5) if normalise else 0.0, channels, "image_mean", path)
         std = _per_channel(config.get("image_std", 0.5) if normalise else 1.0, channels, "image_std", path)
-        return cls(height, width, channels, mean, std, config.get("resample") or 2, edge)
+        return cls(height, width, channels, mean, std, _resample(config), edge)
 
 
 def _geometry(config: dict[str, Any], path: Path) -> tuple[int, int, int | None]:
@@ -128,6 +133,11 @@ def _geometry(config: dict[str, Any], path: Path) -> tuple[int, int, int | None]
     # ConvNext's processor (ResNet, ConvNeXt, Swin checkpoints): below 384 pixels resize to edge / crop_pct, then crop.
     enlarged = int(edge / config.get("crop_pct", CROP_PERCENT)) if edge < 384 else None
     return edge, edge, enlarged
+
+
+def _resample(config: dict[str, Any]) -> int:
+    value = config.get("resample")
+    return 2 if value is None else int(value)  # 0 is PIL's nearest
 
 
 def _per_channel(value: Any, channels: int, key: str, path: Path) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megu_dist.engine.checkpoints import epoch_of, is_whole, name_of, newest, seal
+from megu_dist.engine.checkpoints import Progress, is_whole, name_of, newest, progress_of, seal
 
 
 def make(root: Path, attempt: str, epoch: int, world: int = 1) -> Path:
@@ -17,16 +17,16 @@ def make(root: Path, attempt: str, epoch: int, world: int = 1) -> Path:
     (folder / "state").mkdir(parents=True)
     for rank in range(world):
         (folder / "state" / f"shard-{rank}.pt").write_bytes(b"weights" * (rank + 1))
-        seal(folder, rank, world, epoch)
+        seal(folder, rank, world, Progress(epoch, "calibrated"))
     return folder
 
 
 def test_a_sealed_folder_is_whole(tmp_path: Path) -> None:
     folder = make(tmp_path, "a", 3, world=2)
     assert is_whole(folder, 2)
-    assert epoch_of(folder) == 3
+    assert progress_of(folder) == Progress(3, "calibrated")
     listing = json.loads((folder / "rank-0.json").read_text())
-    assert listing == {"epoch": 3, "world": 2, "files": {"state/shard-0.pt": 7}}
+    assert (listing["world"], listing["files"]) == (2, {"state/shard-0.pt": 7})
 
 
 @pytest.mark.parametrize("harm", ["cut", "longer", "gone", "no list", "half a list", "other world"])

@@ -80,4 +80,4 @@ class DdpEngine:
 
         if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
             return None
-        return {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
+        return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
