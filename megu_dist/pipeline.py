@@ -50,7 +50,9 @@ class Pipeline:
             read_ids(str(self.settings.forget.ids_file))
         count, total = self.settings.forget.count, self.source.num_rows("train")
         if self.settings.forget.scenario == "random" and count is not None and count >= total:
-            raise UserError(f"forget.count={count} takes every one of {total} training images: nothing is retained")
+            raise UserError(
+                f"forget.count={count} takes every one of {total} training images: nothing would be retained"
+            )
         self._compared()
 
     def _compared(self) -> list[Path]:

@@ -154,7 +154,7 @@ def test_unknown_words(run: Run) -> None:
         (["forget.scenario=ids", "forget.ids_file=/nowhere/ids"], ["no such file"]),
         (["train.stop=calibrated"], ["train.stop=fixed"]),
         (["train.lr=0"], ["train.lr=0", "greater than 0"]),
-        (["engine=ddp", "engine.zero_stage=1"], ["'engine.zero_stage'"]),
+        (["engine=ddp", "engine.zero_stage=1"], ["'engine.zero_stage=1'"]),
         (["report.compare=[/nowhere/run]"], ["/nowhere/run"]),
     ],
 )

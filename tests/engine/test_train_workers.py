@@ -82,12 +82,13 @@ def test_one_and_two_workers_agree(digits: Source, tmp_path: Path) -> None:
 
 
 def test_a_transformer_on_two_deepspeed_workers(digits: Source, tmp_path: Path) -> None:
-    words = [*VIT, "engine=deepspeed", "engine.zero_stage=2", "train.epochs=1", "train.num_workers=2", "train.lr=0.005"]
+    words = [*VIT, "engine=deepspeed", "engine.zero_stage=2", "train.epochs=4", "train.num_workers=2", "train.lr=0.01"]
     result, weights, history = run(digits, tmp_path, words)
     assert result["world_size"] == 2
     assert weights["classifier.weight"].shape == (10, 16)
     assert all(np.isfinite(value).all() for value in weights.values())
-    assert history[-1]["loss"] < history[0]["loss"]
+    losses = [line["loss"] for line in history]
+    assert np.mean(losses[-8:]) < np.mean(losses[:8])
 
 
 def test_more_workers_than_the_cluster_holds_are_refused() -> None:
