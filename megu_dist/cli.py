@@ -28,12 +28,13 @@ Options:
 
 @dataclass(frozen=True)
 class Verb:
-    """``defaults`` come before the user's words; ``run`` gets the settings and the run folder."""
+    """``defaults`` come before the user's words; ``run`` gets the settings, the run folder and the ``takes`` words."""
 
-    run: Callable[[Composed, Path], None]
+    run: Callable[..., None]
     summary: str
     examples: str
     defaults: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()  # words without "=" that the verb understands
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,6 +68,12 @@ def _dispatch(words: list[str]) -> int:
             print("Usage: megu show-config VERB [key=value …]\n\nPrints the settings that VERB would run with.")
             return 0 if rest else 2
         name, rest = rest[0], rest[1:]
+    if rest and f"{name} {rest[0]}" in VERBS:
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    elif rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        second = [verb.split()[1] for verb in VERBS if verb.startswith(f"{name} ")]
+        if second and not (name in VERBS and VERBS[name].takes):
+            raise UserError(f"unknown verb '{name} {rest[0]}': {nearest(rest[0], second)}")
     if name not in VERBS:
         raise UserError(f"unknown verb {name!r}: {nearest(name, [*VERBS, 'list', 'show-config'])}")
     verb = VERBS[name]
@@ -76,11 +83,12 @@ def _dispatch(words: list[str]) -> int:
         )
         return 0
     rest, config_dir = _take_option(rest, "--config-dir")
-    composed = load(rest, verb.defaults, config_dir)
+    taken = [word for word in rest if "=" not in word][: len(verb.takes)]
+    composed = load([word for word in rest if word not in taken], verb.defaults, config_dir)
     if show:
         print(composed.yaml, end="")
         return 0
-    return _run(name, verb, composed)
+    return _run(name, verb, composed, taken)
 
 
 def _take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
@@ -95,11 +103,11 @@ def _take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
     return words[:at] + words[at + 2 :], words[at + 1]
 
 
-def _run(name: str, verb: Verb, composed: Composed) -> int:
-    folder = run_folder(name, composed)
+def _run(name: str, verb: Verb, composed: Composed, taken: Sequence[str]) -> int:
+    folder = run_folder(name.split()[0], composed)
     signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's stop ends like Ctrl-C: resumable, no orphan processes
     try:
-        verb.run(composed, folder)
+        verb.run(composed, folder, *taken)
     except UserError:
         raise
     except Exception as error:
@@ -188,6 +196,9 @@ def _unlearn(composed: Composed, folder: Path) -> None:
 
     def prepare(pipeline: Pipeline) -> Callable[[], None]:
         pipeline.check_request()
+        pipeline.check_method()
+        if pipeline.needs_perturbed:
+            pipeline.check_oracle()
         models = _models(pipeline, composed)
         return lambda: stages.unlearn(pipeline, models)
 
@@ -216,10 +227,85 @@ def _oracle(composed: Composed, folder: Path) -> None:
 
     def prepare(pipeline: Pipeline) -> Callable[[], None]:
         pipeline.check_request()
+        pipeline.check_oracle()
+        if composed.settings.model.path:
+            pipeline.open_model(composed.settings.model.path, "model.path")
         return lambda: stages.oracle(pipeline)
 
     _with_pipeline(composed, folder, prepare)
+    _oracle_show(composed, folder)
     print(f"transition matrix: {folder / 'transition.json'}")
+
+
+def _oracle_show(composed: Composed, folder: Path, other: str | None = None) -> None:
+    from rich.console import Console
+
+    from megu_dist.oracle import show
+    from megu_dist.report.render import write_transition_figure
+
+    where = Path(other).expanduser().resolve() if other else folder
+    data = show.read(where)
+    console = Console()
+    console.print(show.neighbours(data))
+    told = {
+        key: data.get(key) for key in ("pairs", "calls", "reused", "prompt_tokens", "answer_tokens", "seconds", "cost")
+    }
+    console.print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in told.items() if value is not None))
+    print(f"heatmap: {write_transition_figure(where)}")
+
+
+def _oracle_compare(composed: Composed, folder: Path, first: str = "", second: str = "") -> None:
+    from rich.console import Console
+
+    from megu_dist.oracle import compare, show
+
+    if not first or not second:
+        raise UserError("give two runs: megu oracle compare RUN_FOLDER RUN_FOLDER (or transition.json files)")
+    a, b = compare.load(first), compare.load(second)
+    compared = [(f"{a.name} / {b.name}", compare.compare(a, b))]
+    skipped = []
+    for one in (a, b):
+        try:
+            compared.append(
+                (f"{one.name} / WordNet", compare.compare(one, compare.wordnet_opinion(one.columns, list(one.rows))))
+            )
+        except UserError as error:
+            skipped.append(f"WordNet and {one.name}: skipped: {error}")
+    Console().print(show.agreements(compared))
+    for line in dict.fromkeys(skipped):
+        print(line)
+
+
+def _oracle_serve(composed: Composed, folder: Path) -> None:
+    from megu_dist.oracle.keep import keep
+
+    keep(composed.settings)
+
+
+def _oracle_stop(composed: Composed, folder: Path) -> None:
+    from megu_dist.oracle.keep import stop
+
+    stopped = stop(composed.settings)
+    print("stopped: " + ", ".join(stopped) if stopped else "no oracle of megu is running there")
+
+
+def _plan(composed: Composed, folder: Path) -> None:
+    from megu_dist.pipeline import Pipeline
+    from megu_dist.progress import Reporter
+
+    fresh = not folder.exists()
+    try:
+        pipeline = Pipeline(composed.settings, folder, Reporter())
+        pipeline.check_request()
+        lines = pipeline.plan()
+    finally:
+        if fresh and folder.is_dir():  # a plan leaves nothing behind
+            import shutil
+
+            shutil.rmtree(folder)
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:{width}}  {value}")
 
 
 def _report(composed: Composed, folder: Path) -> None:
@@ -259,12 +345,12 @@ def _list(words: list[str]) -> int:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {name:12} {verb.summary}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:14} {verb.summary}" for name, verb in VERBS.items() if name != "oracle fill")
     return (
         "megu: make a trained image classifier forget a class or a list of images, on Ray\n\n"
         f"Usage: megu VERB [key=value …]\n\nVerbs:\n{verbs}\n"
-        "  list         what there is to choose from: data, models, oracles, methods, metrics, engines, experiments\n"
-        "  show-config  the settings that a verb would run with\n\n"
+        "  list           what there is to choose from: data, models, oracles, methods, metrics, engines, experiments\n"
+        "  show-config    the settings that a verb would run with\n\n"
         "`megu VERB --help` shows examples."
     )
 
@@ -281,7 +367,37 @@ VERBS: dict[str, Verb] = {
     "oracle": Verb(
         _oracle,
         "fill the transition matrix of a forget request from the served oracle",
-        "  megu oracle data=fashion_mnist 'forget.classes=[Shirt]'",
+        "  megu oracle data=fashion_mnist 'forget.classes=[Shirt]'\n"
+        "  megu oracle fill oracle=mllm oracle.path=/models/Qwen2.5-VL-7B oracle.num_gpus=1 'forget.classes=[Shirt]'\n"
+        "  megu oracle fill oracle=openai oracle.base_url=http://host:8000/v1 oracle.model=NAME 'forget.classes=[Shirt]'",
+    ),
+    "oracle show": Verb(
+        _oracle_show,
+        "nearest classes per forget concept, quality of the rows, heatmap, of a filled run",
+        "  megu oracle show runs/megu\n  megu oracle show run.name=megu",
+        takes=("RUN",),
+    ),
+    "oracle compare": Verb(
+        _oracle_compare,
+        "rank correlation and top-k overlap of two filled runs, and of each with WordNet",
+        "  megu oracle compare runs/oracle-a runs/oracle-b",
+        takes=("RUN", "RUN"),
+    ),
+    "oracle serve": Verb(
+        _oracle_serve,
+        "keep an oracle running for several jobs (until Ctrl-C, or on a cluster until oracle stop)",
+        "  megu oracle serve oracle=mllm oracle.path=/models/Qwen2.5-VL-7B oracle.num_gpus=1 run.address=auto",
+    ),
+    "oracle stop": Verb(
+        _oracle_stop,
+        "stop the oracles that `megu oracle serve` left running on a cluster",
+        "  megu oracle stop run.address=auto",
+    ),
+    "plan": Verb(
+        _plan,
+        "what an unlearning would take, without starting anything: rows, oracle calls, tokens, price",
+        "  megu plan data=fashion_mnist 'forget.classes=[Shirt]'\n"
+        "  megu plan oracle=openai oracle.model=NAME oracle.price_prompt=0.15 oracle.price_answer=0.6 'forget.classes=[Shirt]'",
     ),
     "unlearn": Verb(
         _unlearn,
@@ -304,6 +420,8 @@ VERBS: dict[str, Verb] = {
         "  megu report run.name=megu 'report.compare=[runs/random_label]'",
     ),
 }
+
+VERBS["oracle fill"] = VERBS["oracle"]
 
 if __name__ == "__main__":
     main()

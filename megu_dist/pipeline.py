@@ -8,13 +8,13 @@ import platform
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from megu_dist.config.registry import lookup
-from megu_dist.config.schema import MeguSettings
+from megu_dist.config.schema import EXECUTION_ONLY, MeguSettings, OracleSettings
 from megu_dist.config.validate import check, check_forget, resolve_classes
 from megu_dist.data.base import Source
 from megu_dist.data.open import open_source
@@ -25,7 +25,10 @@ from megu_dist.progress import Reporter
 from megu_dist.raysession import auto_actors
 from megu_dist.store import ArtefactStore, Record, content_key, write_json
 
-EXECUTION_ONLY = ("num_actors", "num_gpus", "num_cpus", "num_replicas", "timeout_s", "batch_wait_s")  # not in keys
+if TYPE_CHECKING:
+    from megu_dist.oracle.cost import Estimate
+
+SHORTLIST_IMAGES = 256  # forget images per class that tell where the classifier sends them
 
 
 class Pipeline:
@@ -54,6 +57,54 @@ class Pipeline:
                 f"forget.count={count} takes every one of {total} training images: nothing would be retained"
             )
         self._compared()
+
+    @property
+    def needs_perturbed(self) -> bool:
+        """Whether the method learns from the perturb stage's images."""
+        return bool(lookup("method", self.settings.method.name).target.needs_perturbed)
+
+    def check_method(self) -> None:
+        """Whether the method can do what is asked of it."""
+        s = self.settings
+        method = lookup("method", s.method.name).target
+        if method.scenarios and s.forget.scenario not in method.scenarios:
+            raise UserError(
+                f"method={s.method.name} is defined for forget.scenario={' or '.join(method.scenarios)} only, "
+                f"not for {s.forget.scenario}"
+            )
+        if method.whole_weights and getattr(s.engine, "zero_stage", 0) == 3:
+            raise UserError(
+                f"method={s.method.name} reads whole weights, which engine.zero_stage=3 shards: use engine.zero_stage=2 or less"
+            )
+
+    def check_oracle(self) -> None:
+        """The oracle's settings, its packages and files, before any worker starts."""
+        from megu_dist.oracle.fill import about
+        from megu_dist.oracle.stage import read_descriptions
+
+        settings = self.settings.oracle
+        read_descriptions(settings.descriptions, self.names)
+        if settings.on_degenerate == "fallback":
+            about(lookup("oracle", settings.fallback).settings(name=settings.fallback))  # type: ignore[misc]
+        if self._measures_confusion() and self.settings.model.path:
+            if "validation" not in self.source.splits:
+                raise UserError(
+                    f"oracle={settings.name} looks at validation images, and there are none: set "
+                    "data.validation_fraction=0.1, say"
+                )
+            return
+        about(settings)
+
+    def _measures_confusion(self) -> bool:
+        """Whether the oracle is the classifier itself, whose table this run measures."""
+        settings = self.settings.oracle
+        measured = getattr(lookup("oracle", settings.name).target, "measured", False)
+        return bool(measured) and getattr(settings, "path", None) is None
+
+    @property
+    def ratings_folder(self) -> Path:
+        """Where ratings are stored: beside the runs, so that they share them."""
+        return Path(self.settings.oracle.store or Path(self.settings.run.dir) / "ratings").expanduser().resolve()
 
     def _compared(self) -> list[Path]:
         """The runs of ``report.compare``."""
@@ -115,20 +166,97 @@ class Pipeline:
         table = pq.read_table(self.folder / "split" / "forget.parquet")
         return Split(table, np.array(manifest["class_counts"])), record
 
-    def oracle(self, split: Split) -> Record:
-        """``transition.json``."""
-        from megu_dist.oracle.fill import fill
+    def oracle(self, split: Split, split_key: str, model: Checkpoint | None) -> Record:
+        """``transition.json``; before it, where the classifier's confusions are asked for, their table."""
+        from megu_dist.oracle import fill, stage
 
         s = self.settings
-        labels, per_class = split.labels, s.forget.scenario == "class"
-        inputs = {"oracle": _keyed(s.oracle), "names": self.names, "labels": labels, "tau": s.perturb.tau}
-        inputs["exclude_self"] = per_class
+        settings, labels, per_class = s.oracle, split.labels, s.forget.scenario == "class"
+        confusions = None
+        if self._measures_confusion() and model is not None:
+            record = self._confusion("confusion", "validation", split, split_key, model)
+            settings = replace(settings, path=str(self.folder / "confusion.parquet"))  # type: ignore[call-arg]
+        if stage.shortlisted(settings, len(self.names)) and model is not None:
+            record = self._confusion("shortlist", "train", split, split_key, model)
+            confusions = self.folder / "shortlist.parquet"
+        known = fill.about(settings)
+        # What is shown of a class must not be what a request by ids asks to delete.
+        without = np.zeros(0, np.int64) if per_class else split.rows
+        inputs: dict[str, Any] = {"oracle": _keyed(settings), "id": known.id, "prompts": known.prompts}
+        inputs["oracle"].pop("path", None)  # the id stands for its content
+        inputs |= {"names": self.names, "labels": labels, "tau": s.perturb.tau, "exclude_self": per_class}
+        inputs["descriptions"] = stage.read_descriptions(settings.descriptions, self.names)
+        inputs["shortlist"] = None if confusions is None else record.key
+        if settings.images:
+            inputs |= {
+                "data": self.source.fingerprint(),
+                "seed": s.seed.unlearn,
+                "without": None if per_class else split_key,
+            }
 
         def work(out: Path) -> dict[str, Any]:
-            return fill(s.oracle, self.names, labels, s.perturb.tau, per_class, out, self.reporter.update)
+            job = stage.prepare(
+                self.source, settings, labels, s.perturb.tau, per_class, s.seed.unlearn, without, confusions
+            )
+            return fill.fill(settings, job, self.ratings_folder, out, self.reporter.update)
 
-        total = len(labels) * (len(self.names) - 1)
+        total = self.oracle_estimate(settings, len(labels)).calls
         return self._stage("oracle", inputs, ["transition.json"], total, "ratings", work)
+
+    def oracle_estimate(self, settings: OracleSettings, rows: int) -> Estimate:
+        """What filling ``rows`` rows will take."""
+        from megu_dist.oracle import cost, fill
+        from megu_dist.oracle.ratings import RatingStore
+
+        known = fill.about(settings)
+        return cost.estimate(settings, known, rows, self.names, RatingStore(self.ratings_folder, known))
+
+    def plan(self) -> list[tuple[str, str]]:
+        """Names and values of what an unlearning takes; reads counts and names, starts nothing."""
+        s = self.settings
+        classes = len(self.names)
+        rows = len(self.classes) if s.forget.scenario == "class" else classes
+        lines = [
+            ("training images", f"{self.source.num_rows('train'):,}"),
+            ("test images", f"{self.source.num_rows('test'):,}"),
+            ("classes", f"{classes:,}"),
+            ("forget concepts", f"{rows:,}" if s.forget.scenario == "class" else f"at most {rows:,}"),
+            ("oracle", s.oracle.name),
+        ]
+        if self._measures_confusion():
+            return [*lines, ("oracle calls", "none beyond the classifier's own predictions on validation images")]
+        found = self.oracle_estimate(s.oracle, rows)
+        basis = "from stored ratings" if found.measured else "estimated from the text's length"
+        lines += [
+            ("pairs rated", f"{found.pairs:,} (all pairs of classes: {found.full_matrix:,})"),
+            ("oracle calls", f"at most {found.calls:,} ({found.stored:,} ratings of this oracle are stored already)"),
+            ("prompt tokens", f"{found.prompt_tokens:,} ({basis})"),
+            ("answer tokens", f"{found.answer_tokens:,}"),
+            ("oracle seconds", "unknown before the first ratings" if found.seconds is None else f"{found.seconds:,.0f}"),
+            ("price", "no price given (oracle.price_prompt, oracle.price_answer)" if found.price is None
+             else f"{found.price:,.4f}"),
+        ]  # fmt: skip
+        return lines
+
+    def _confusion(self, stage: str, part: str, split: Split, split_key: str, model: Checkpoint) -> Record:
+        """``<stage>.parquet``: where the classifier sends validation images, or the forget images of each class."""
+        from megu_dist.data.split import scan
+        from megu_dist.oracle.confusion import per_class, write_confusion
+
+        s = self.settings
+        limit = int(getattr(s.oracle, "images_per_class", SHORTLIST_IMAGES))
+        inputs = {"split": split_key, "model": model.fingerprint(), "part": part, "limit": limit}
+        outputs = [f"{stage}.parquet"]
+
+        def work(out: Path) -> None:
+            table = split.forget
+            if part != "train":
+                table, _ = scan(self.source, part, None, columns=("row", "label"))
+            rows = per_class(table["row"].to_numpy(), table["label"].to_numpy(), limit)
+            actors = auto_actors(s.evaluate.num_actors, s.evaluate.num_gpus)
+            write_confusion(self.source, part, rows, model, s.evaluate, actors, out / outputs[0], self.reporter.update)
+
+        return self._stage(stage, inputs, outputs, 0, "images", work)
 
     def perturb(self, split: Split, split_key: str, model: Checkpoint, oracle: Record) -> Record:
         """``perturbed/*.parquet``."""
@@ -191,6 +319,7 @@ class Pipeline:
                 history=str(self.folder / "checkpoints" / key[:12] / "history.jsonl"),
                 model_folder=None if model is None else str(model.folder),
                 perturbed=None if perturbed is None else str(self.folder / "perturbed"),
+                forget_classes=tuple(self.classes) if s.forget.scenario == "class" else (),
             )
             return fit(job, self.folder / "checkpoints" / key[:12], progress)
 
@@ -313,7 +442,7 @@ def unlearn(pipeline: Pipeline, models: dict[str, Checkpoint]) -> None:
     method = lookup("method", pipeline.settings.method.name).target
     perturbed = None
     if method.needs_perturbed:
-        records.append(pipeline.oracle(split))
+        records.append(pipeline.oracle(split, split_record.key, models["original"]))
         perturbed = pipeline.perturb(split, split_record.key, models["original"], records[-1])
         records.append(perturbed)
     records.append(pipeline.finetune(split, split_record.key, models["original"], perturbed))
@@ -331,8 +460,9 @@ def evaluate(pipeline: Pipeline, models: dict[str, Checkpoint]) -> None:
 
 def oracle(pipeline: Pipeline) -> None:
     """Fills T for the forget request."""
-    split, _ = pipeline.split()
-    pipeline.oracle(split)
+    split, record = pipeline.split()
+    path = pipeline.settings.model.path
+    pipeline.oracle(split, record.key, pipeline.open_model(path, "model.path") if path else None)
 
 
 def environment() -> dict[str, str]:

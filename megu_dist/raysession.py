@@ -60,13 +60,19 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
             runtime_env=worker_env,
             logging_level="warning",
         )
-    # The driver needs torch only to launch training; importing it takes seconds, which the first stages leave idle.
-    threading.Thread(target=importlib.import_module, args=("ray.train.torch",), daemon=True).start()
+    # The driver needs these only to launch an oracle and training; importing them takes seconds, which the first
+    # stages leave idle.
+    threading.Thread(target=_import, args=("ray.serve", "ray.train.torch"), daemon=True).start()
     try:
         yield
     finally:
         ray.shutdown()
         os.environ.pop(LOCAL_TASKS, None)
+
+
+def _import(*names: str) -> None:
+    for name in names:
+        importlib.import_module(name)
 
 
 def auto_actors(wanted: int, num_gpus: float) -> int:

@@ -20,6 +20,7 @@ from megu_dist.config.registry import KINDS, components
 from megu_dist.config.schema import MeguSettings
 from megu_dist.errors import UserError, nearest
 
+FREE = ("model.config", "oracle.members")  # their own keys are checked by those who read them
 GROUPS = [kind for kind in KINDS if kind != "metric"]  # a metric has no settings of its own
 
 
@@ -100,7 +101,7 @@ def _check_keys(words: Iterable[str], extra_dir: str | None) -> None:
             picked[key] = value
         elif not word.startswith(("+", "~")) and not key.startswith("hydra."):
             known = list(known_keys())
-            if key not in known and not any(key.startswith(f"{k}.") for k in ("model.config",)):
+            if key not in known and not any(key.startswith(f"{k}.") for k in FREE):
                 raise UserError(f"unknown key {key!r}: {nearest(key, [*known, *groups])}")
 
 

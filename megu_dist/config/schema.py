@@ -10,6 +10,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
+# Settings that change how work is done and not what comes out: no part of a content key.
+EXECUTION_ONLY = {"num_actors", "num_gpus", "num_cpus", "num_replicas", "max_replicas", "max_queued", "health_check_s",
+                  "timeout_s", "batch_wait_s", "pairs_per_request", "max_batch_size", "store", "concurrency", "retries",
+                  "request_timeout_s", "device_map", "reuse_prefix"}  # fmt: skip
+
 
 @dataclass(kw_only=True)
 class SourceSettings:
@@ -33,15 +38,37 @@ class ModelSettings:
 
 @dataclass(kw_only=True)
 class OracleSettings:
-    """How the oracle is served."""
+    """How the oracle is served, what it is asked and what it is shown."""
 
     name: str = MISSING
+    # Serving
     num_replicas: int = 1
+    max_replicas: int | None = None  # above num_replicas: Serve scales between the two with the load
     num_cpus: float = 1.0
-    num_gpus: float = 0.0
+    num_gpus: float = 0.0  # per replica; fractions share a GPU
     max_batch_size: int = 32  # pairs rated in one forward pass
+    pairs_per_request: int = 8  # pairs that travel together
     batch_wait_s: float = 0.01
-    timeout_s: float = 600.0
+    max_queued: int = 256  # requests that wait at a handle; beyond, clients are made to wait
+    health_check_s: float = 10.0
+    timeout_s: float = 600.0  # for one request
+    store: str | None = None  # folder of stored ratings, shared by jobs; none: <run.dir>/ratings
+    # Asking
+    images: int = 0  # example images per concept, drawn from the training data (backends that see images)
+    image_side: int = 336  # pixels; larger examples are shrunk
+    descriptions: str | None = None  # JSON file, class name → text
+    shortlist: int = 0  # candidates rated per forget concept; 0: every class
+    tail_mass: float = 0.02  # share of a row of T that the classes beyond the shortlist have together
+    both_orders: bool = True  # ask (a, b) and (b, a) where the backend's answer depends on it
+    phrasings: int = 1  # wordings averaged, where the backend has several
+    # Quality
+    max_refused: float = 0.2  # share of a row without a usable answer; above, the row is degenerate
+    on_degenerate: str = "stop"  # stop | fallback | keep
+    fallback: str = "embedding"  # oracle that fills degenerate rows
+    # Cost
+    price_prompt: float | None = None  # per million prompt tokens
+    price_answer: float | None = None  # per million answer tokens
+    image_tokens: int = 256  # of one example image, for the estimate before the first rating
 
 
 @dataclass(kw_only=True)

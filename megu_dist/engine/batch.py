@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class Batch:
 
     forget: Part
     retain: Part
+    epoch: int = 0
+    progress: float = 0.0  # share of all steps that lie behind, 0 … 1
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,16 @@ class Rows:
     reader: Callable[[int], Reader]  # epoch → what Ray Data tasks run
     row_bytes: int
     count: int  # rows per epoch
+    population: int = 0  # rows that the epochs draw from
+    plain_reader: Callable[[int], Reader] | None = None  # the same images as they are, without augmentation
+
+    def until(self, epochs: int) -> Rows:
+        """The same rows in the first ``epochs`` epochs, none after."""
+        return replace(self, rows=lambda epoch: self.rows(epoch) if epoch < epochs else self.rows(epoch)[:0])
+
+    def plain(self) -> Rows:
+        """The same rows without augmentation."""
+        return self if self.plain_reader is None else replace(self, reader=self.plain_reader)
 
     def steps(self, epoch: int, steps: int, first: int, rank: int, world: int, device: torch.device) -> Iterator[Part]:
         """This worker's share of each step from ``first`` on, read through Ray Data in the planned order."""

@@ -24,6 +24,7 @@ from megu_dist.models.preprocess import Preprocess
 
 LOGS_PER_EPOCH = 20
 Pixels = Callable[[Part], Tensor]
+State = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor, Batch], tuple[Tensor, Tensor, float]]
 
 
@@ -51,12 +52,48 @@ class Context:
     calibrator: Calibrator | None = None
     resume: Path | None = None
     report: Callable[[dict[str, Any], Path | None, str], None] | None = None
+    forget_classes: tuple[int, ...] = ()  # classes that are forgotten as a whole
     result: FitResult | None = field(default=None, init=False)
+    told: dict[str, Any] = field(default_factory=dict, init=False)  # what a method says of itself
+    _edit: Callable[[State], State] | None = field(default=None, init=False)
 
     @property
     def train(self) -> TrainSettings:
         """The training settings."""
         return self.settings.train
+
+    def once(self, rows: Rows) -> Iterable[Part]:
+        """This worker's share of the first epoch's rows, in batches, without a training step; images not augmented."""
+        steps = plan.num_steps(rows.count, self.train.batch_size)
+        return stream.ReadAhead(rows.plain().steps(0, steps, 0, self.rank, self.world, self.device))
+
+    def all_reduce(self, tensors: Iterable[Tensor]) -> None:
+        """Sums each tensor over the workers, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
+
+    def untrained(self, model: nn.Module) -> nn.Module:
+        """The same architecture with random weights that depend on the seed alone."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return type(model)(model.config)
+
+    def edit_weights(self, edit: Callable[[State], State]) -> None:
+        """Has ``edit`` applied to the whole model's weights, on the CPU of rank 0, after the last step."""
+        self._edit = edit
+
+    def say(self, **facts: Any) -> None:
+        """Adds facts to the stage's record."""
+        self.told.update(facts)
+
+    def final_weights(self, model: nn.Module) -> State | None:
+        """The whole model's weights (CPU, fp32) on rank 0, None elsewhere. Collective."""
+        if self.result is not None:
+            state = self.engine.state_dict()
+        else:  # a method that edits weights without a fit
+            state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()} if self.rank == 0 else None
+        return state if state is None or self._edit is None else self._edit(state)
 
     def fit(
         self, model: nn.Module, forget: Rows | None, retain: Rows | None, loss: Loss, pixels: Pixels = Part.pixels
@@ -107,13 +144,14 @@ class Context:
     ) -> bool:
         """One epoch; True when the stop rule ended it early."""
         for step, batch in enumerate(batches):
+            batch.epoch, batch.progress = epoch, (epoch * steps + step) / (self.train.epochs * steps)
             torch.manual_seed((self.seed * 1_000_003 + epoch * steps + step) * 65_537 + self.rank)  # dropout
             lr = self._learning_rate(epoch * steps + step, self.train.epochs * steps)
             images = [pixels(batch.forget)] if len(batch.forget) else []
             images += [batch.retain.pixels()] if len(batch.retain) else []
             # A worker without an image in a small batch still takes part in every collective operation.
             images = images or [torch.zeros(0, *self.preprocess.shape, device=self.device)]
-            logits = self.engine.forward(self._model_input(torch.cat(images)))
+            logits = self.engine.forward(self.model_input(torch.cat(images)))
             split = len(batch.forget)
             forget_sum, retain_sum, weight = loss(logits[:split], logits[split:], batch)
             total = weight * forget_sum / max(1, batch.forget.total) + retain_sum / max(1, batch.retain.total)
@@ -122,7 +160,7 @@ class Context:
             log.add(epoch, step, lr, batch, forget_sum, retain_sum)
             if self.calibrator is not None and (step + 1) % self.train.calibrate_every == 0:
                 model.eval()
-                done = self.calibrator.reached(lambda x: self.engine.forward(self._model_input(x)))
+                done = self.calibrator.reached(lambda x: self.engine.forward(self.model_input(x)))
                 model.train()
                 if done:
                     return True
@@ -138,7 +176,8 @@ class Context:
 
         return (Batch(f, r) for f, r in zip(parts(forget), parts(retain), strict=True))
 
-    def _model_input(self, pixels: Tensor) -> Tensor:
+    def model_input(self, pixels: Tensor) -> Tensor:
+        """Pixel units [0, 1], (N, C, H, W) → what the model takes."""
         # Channels-last images make convolutions run channels-last; the weights stay as they are, because DeepSpeed
         # broadcasts and flattens them as contiguous memory.
         return self.preprocess.normalise(pixels).contiguous(memory_format=torch.channels_last)

@@ -54,7 +54,10 @@ def fit(job: TrainJob, checkpoint_root: Path, progress: Callable[[dict[str, Any]
         result = trainer.fit()
     if result.return_value is None:
         raise RuntimeError("the training job ended without a result")
-    shutil.copyfile(history, Path(job.out) / "history.jsonl")
+    if history.is_file():
+        shutil.copyfile(history, Path(job.out) / "history.jsonl")
+    else:  # a method that edits weights without a training step
+        (Path(job.out) / "history.jsonl").touch()
     return result.return_value
 
 

@@ -31,6 +31,7 @@ class TrainJob:
     model_folder: str | None  # the checkpoint to start from; none: random weights
     perturbed: str | None  # folder of the perturb stage, for methods that need it
     resume: str | None = None
+    forget_classes: tuple[int, ...] = ()
 
 
 def run(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -60,6 +61,7 @@ def run(config: dict[str, Any]) -> dict[str, Any] | None:
         calibrator=_calibrator(job, device, rank, world),
         resume=Path(resumed.path) if resumed is not None else (Path(job.resume) if job.resume else None),
         report=_report,
+        forget_classes=job.forget_classes,
     )
     method = lookup("method", job.settings.method.name).target(job.settings.method)
     forget, retain = _rows(job, method.needs_perturbed)
@@ -105,9 +107,21 @@ def _rows(job: TrainJob, perturbed: bool) -> tuple[Any, Any]:
     def image_reader(epoch: int) -> ImageReader:
         return ImageReader(source, "train", job.preprocess, Augment(train.augment, seed, epoch))
 
-    retain = Rows(retain_order, image_reader, image_bytes, size)
+    def plain_reader(epoch: int) -> ImageReader:
+        return ImageReader(source, "train", job.preprocess)
+
+    retain = Rows(retain_order, image_reader, image_bytes, size, len(kept), plain_reader)
     if not perturbed:
-        return None, retain
+        if len(job.forget_rows) == 0:
+            return None, retain
+        wanted = np.asarray(job.forget_rows)
+
+        def forget_order(epoch: int) -> np.ndarray:
+            return plan.epoch_order(
+                wanted, seed, epoch, train.shuffle_window, lambda rows: source.locality("train", rows)
+            )
+
+        return Rows(forget_order, image_reader, image_bytes, len(wanted), len(wanted), plain_reader), retain
     if job.perturbed is None:
         raise RuntimeError("the method needs perturbed images, but the perturb stage was not run")
     store = PerturbedStore(Path(job.perturbed))
@@ -139,15 +153,17 @@ def _calibrator(job: TrainJob, device: Any, rank: int, world: int) -> Any:
 
 def _finish(job: TrainJob, context: Any, model: Any) -> dict[str, Any] | None:
     """Gathers the weights (collective) and exports them on rank 0."""
+    from megu_dist.engine.context import FitResult
     from megu_dist.models.checkpoint import export
 
-    state = context.engine.state_dict()
+    state = context.final_weights(model)
     if context.rank != 0:
         return None
     origin = Path(job.model_folder) if job.model_folder else None
     export(model, state, job.preprocess, Path(job.out) / "model", origin)
-    result = context.result
+    result = context.result or FitResult(0, 0, "none")
     return {
+        **context.told,
         "world_size": context.world,
         "epochs": result.epochs,
         "steps": result.steps,

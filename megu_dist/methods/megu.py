@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from megu_dist.config.registry import register
 from megu_dist.config.schema import MethodSettings
+from megu_dist.methods.base import Method, Space
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,10 +32,16 @@ class MeguMethodSettings(MethodSettings):
 
 
 @register("method", "megu", MeguMethodSettings)
-class Megu:
+class Megu(Method):
     """MeGU: perturbing labels and Fragment-Align noise, then a short fine-tuning."""
 
     needs_perturbed: ClassVar[bool] = True
+    search: ClassVar[Space] = {
+        "train.lr": ("log", 1e-3, 5e-2),
+        "method.alpha": ("uniform", 0.0, 1.0),
+        "method.beta": ("choice", 0.0, 0.25),
+        "method.lambda_forget": ("log", 0.05, 1.0),
+    }
 
     def __init__(self, settings: MeguMethodSettings) -> None:
         self.settings = settings

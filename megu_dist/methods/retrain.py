@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from megu_dist.config.registry import register
-from megu_dist.config.schema import MethodSettings
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from megu_dist.engine.batch import Batch, Rows
-    from megu_dist.engine.context import Context
+from megu_dist.methods.base import Space
+from megu_dist.methods.finetune import Finetune, FinetuneSettings
 
 
 @dataclass(kw_only=True)
-class RetrainSettings(MethodSettings):
+class RetrainSettings(FinetuneSettings):
     """Nothing to set: ``train.*`` says it all."""
 
 
 @register("method", "retrain", RetrainSettings)
-class Retrain:
+class Retrain(Finetune):
     """Trains from scratch on the retain set: exact, and as slow as training is."""
 
-    needs_perturbed: ClassVar[bool] = False
-
-    def __init__(self, settings: RetrainSettings) -> None:
-        self.settings = settings
-
-    def unlearn(self, ctx: Context, model: nn.Module, forget: Rows | None, retain: Rows) -> nn.Module:
-        """Cross-entropy over retained rows; the forget rows are not looked at."""
-
-        def loss(_: Tensor, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, float]:
-            from torch.nn.functional import cross_entropy
-
-            zero = logits.new_zeros(())
-            if not len(batch.retain):
-                return zero, zero, 0.0
-            smoothing = ctx.train.label_smoothing
-            return zero, cross_entropy(logits, batch.retain.label, reduction="sum", label_smoothing=smoothing), 0.0
-
-        return ctx.fit(model, None, retain, loss)
+    search: ClassVar[Space] = {}

@@ -77,6 +77,13 @@ class Predictor:
             out[f"{name}/loss"] = np.concatenate([loss for _, loss in parts])
         return out
 
+    def probabilities(self, name: str, images: np.ndarray) -> np.ndarray:
+        """(N, C) float32 for decoded images (N, C, H, W)."""
+        starts = range(0, len(images), self.batch_size)
+        labels = np.zeros(self.batch_size, np.int64)
+        parts = [images[s : s + self.batch_size] for s in starts]
+        return np.concatenate([self._predict(name, part, labels[: len(part)])[0] for part in parts])
+
     def _predict(self, name: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch
 

@@ -2,54 +2,208 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megu_dist.config.registry import lookup
 from megu_dist.config.schema import OracleSettings
+from megu_dist.errors import UserError
 from megu_dist.oracle import serve, transition
-from megu_dist.oracle.base import Concept
+from megu_dist.oracle.base import MAX_RATING, About, Concept, Pair, Rating
+from megu_dist.oracle.quality import RowQuality, entropy, row_quality
+from megu_dist.oracle.ratings import RatingStore, rating_key
 from megu_dist.store import write_json
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is to be filled: a row per forget label; ``candidates[i]`` are the classes that row i is rated against."""
+
+    concepts: list[Concept]  # of all C classes
+    labels: list[int]
+    candidates: list[list[int]]
+    tau: float
+    exclude_self: bool
+
+
+@dataclass
+class Spent:
+    """What the ratings cost."""
+
+    calls: int = 0
+    reused: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    refused: int = 0
+
+    def price(self, settings: OracleSettings) -> float | None:
+        """In the currency of the prices; None where no price is given."""
+        if settings.price_prompt is None and settings.price_answer is None:
+            return None
+        prompt = self.prompt_tokens * (settings.price_prompt or 0.0)
+        return round((prompt + self.answer_tokens * (settings.price_answer or 0.0)) / 1e6, 6)
+
+
+def about(settings: OracleSettings) -> About:
+    """What the backend says of itself; raises :class:`UserError` for settings that cannot work."""
+    found: About = lookup("oracle", settings.name).target.about(settings)
+    return found
+
+
+def questions(job: Job, settings: OracleSettings, about: About) -> list[list[list[Pair]]]:
+    """[row][candidate] → the pairs to be averaged, over orders and wordings (orders first)."""
+    wordings = range(min(settings.phrasings, len(about.prompts)))
+    both = settings.both_orders and not about.symmetric
+    out = []
+    for label, others in zip(job.labels, job.candidates, strict=True):
+        a = job.concepts[label]
+        row = []
+        for j in others:
+            b = job.concepts[j]
+            row.append([Pair(x, y, w) for x, y in ([(a, b), (b, a)] if both else [(a, b)]) for w in wordings])
+        out.append(row)
+    return out
+
+
 def fill(
-    settings: OracleSettings,
-    class_names: list[str],
-    labels: list[int],
-    tau: float,
-    exclude_self: bool,
-    out: Path,
-    progress: Callable[[int], None],
+    settings: OracleSettings, job: Job, store_folder: Path, out: Path, progress: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Rates every (forget concept, other class) pair: (R, C) ratings, R·(C-1) calls; a concept is wholly like itself."""
-    concepts = [Concept(name) for name in class_names]
-    wanted = [(i, j) for i in range(len(labels)) for j in range(len(concepts)) if labels[i] != j]
+    """Rates every (forget concept, candidate) pair that no earlier fill has rated, and writes ``out/transition.json``.
+
+    Raises :class:`UserError` for degenerate rows under ``oracle.on_degenerate=stop``; the ratings stay stored.
+    """
     start = time.monotonic()
-    with serve.served(settings) as handle:
-        about = handle.about.remote().result(timeout_s=settings.timeout_s)
-        pairs = [(concepts[labels[i]], concepts[j]) for i, j in wanted]
-        values = serve.rate_all(handle, pairs, settings.timeout_s, progress)
-    ratings = np.full((len(labels), len(concepts)), 10.0)
-    for (i, j), value in zip(wanted, values, strict=True):
-        ratings[i, j] = value
-    matrix = transition.from_ratings(ratings.copy(), labels, tau, exclude_self)
-    prompt = repr((about["id"], [(c.name, c.description) for c in concepts], labels))
+    known = about(settings)
+    answers, spent = ask(settings, job, known, store_folder, progress)
+    ratings, quality = _rows(settings, job, known, answers)
+    bad = [i for i, row in enumerate(quality) if row.flags]
+    if bad and settings.on_degenerate == "stop":
+        listed = "; ".join(f"{quality[i].row!r}: {', '.join(quality[i].flags)}" for i in bad[:5])
+        raise UserError(
+            f"the oracle {settings.name!r} gave {len(bad)} of {len(quality)} rows that cannot be used ({listed}); its "
+            "ratings are kept. Use another oracle, or set oracle.on_degenerate=fallback (rows from oracle.fallback) or keep"
+        )
+    if bad and settings.on_degenerate == "fallback":
+        _fall_back(settings, job, store_folder, ratings, quality, bad)
+    matrix = transition.from_ratings(ratings.copy(), job.labels, job.tau, job.exclude_self, settings.tail_mass)
+    names = [concept.name for concept in job.concepts]
+    cost = {"pairs": sum(map(len, job.candidates)), "calls": spent.calls, "reused": spent.reused}
+    cost |= {"prompt_tokens": spent.prompt_tokens, "answer_tokens": spent.answer_tokens}
+    seconds = round(time.monotonic() - start, 3)
+    rows = [row.as_json() | {"entropy": round(entropy(matrix[i]), 4)} for i, row in enumerate(quality)]
     data = {
-        "rows": [class_names[i] for i in labels],
-        "row_labels": labels,
-        "columns": class_names,
-        "ratings": ratings.round(6).tolist(),
+        "rows": [names[i] for i in job.labels],
+        "row_labels": job.labels,
+        "columns": names,
+        "ratings": [[None if np.isnan(r) else round(float(r), 6) for r in row] for row in ratings],
         "transition": matrix.tolist(),
-        "tau": tau,
-        "oracle": {"name": settings.name, "id": about["id"], "stand_in": about["stand_in"]},
-        "prompt_hash": hashlib.sha256(prompt.encode()).hexdigest(),
-        "calls": len(pairs),
-        "cost": 0.0,  # the embedded oracles are free
-        "seconds": round(time.monotonic() - start, 3),
+        "tau": job.tau,
+        "oracle": {"name": settings.name, "id": known.id, "stand_in": known.stand_in},
+        "prompt_hash": "+".join(known.prompts[: settings.phrasings]),
+        **cost,
+        "cost": spent.price(settings),
+        "seconds": seconds,
+        "quality": rows,
     }
     write_json(out / "transition.json", data)
-    return {"name": settings.name, "calls": len(pairs), "stand_in": about["stand_in"]}
+    info = {
+        "name": settings.name,
+        "stand_in": known.stand_in,
+        **cost,
+        "seconds": seconds,
+        "cost": spent.price(settings),
+    }
+    return info | {"flagged_rows": [quality[i].row for i in bad]}
+
+
+def ask(
+    settings: OracleSettings, job: Job, known: About, store_folder: Path, progress: Callable[[int], None]
+) -> tuple[list[np.ndarray], Spent]:
+    """Answers (candidates, orders, wordings) per row, from the store or from the served oracle; and what it took."""
+    store = RatingStore(store_folder, known)
+    grid = questions(job, settings, known)
+    wanted: dict[str, Pair] = {}
+    for row in grid:
+        # Pairs of one wording and first concept side by side: they share the beginning of their prompt.
+        for pair in sorted(
+            (p for pairs in row for p in pairs), key=lambda p: (p.phrasing, p.first.key != row[0][0].first.key)
+        ):
+            wanted.setdefault(rating_key(known, pair), pair)
+    found: dict[str, Rating] = {}
+    spent = Spent()
+
+    def unknown(pairs: list[Pair]) -> list[Pair]:
+        store.refresh()
+        out = []
+        for pair in pairs:
+            key = rating_key(known, pair)
+            rating = store.get(key)
+            if rating is None:
+                out.append(pair)
+            else:
+                found[key] = rating
+                spent.reused += 1
+        return out
+
+    missing = unknown(list(wanted.values()))
+    progress(len(found))
+
+    def arrived(pairs: list[Pair], rated: list[Rating]) -> None:
+        store.add(zip(pairs, rated, strict=True))
+        for pair, rating in zip(pairs, rated, strict=True):
+            found[rating_key(known, pair)] = rating
+            spent.calls += 1
+            spent.prompt_tokens += rating.prompt_tokens
+            spent.answer_tokens += rating.answer_tokens
+            spent.refused += bool(np.isnan(rating.value))
+        progress(len(found))
+
+    if missing:
+        with serve.served(settings) as handle:
+            serve.rate_all(handle, missing, settings, arrived, unknown)
+    orders = 2 if settings.both_orders and not known.symmetric else 1
+    values = []
+    for row in grid:
+        flat = [found[rating_key(known, pair)].value for pairs in row for pair in pairs]
+        values.append(np.asarray(flat, np.float64).reshape(len(row), orders, -1))
+    return values, spent
+
+
+def _rows(
+    settings: OracleSettings, job: Job, known: About, answers: list[np.ndarray]
+) -> tuple[np.ndarray, list[RowQuality]]:
+    """(R, C) ratings, NaN where there is none, and each row's quality. A concept is wholly like itself."""
+    ratings = np.full((len(job.labels), len(job.concepts)), np.nan)
+    quality = []
+    for i, (label, others, values) in enumerate(zip(job.labels, job.candidates, answers, strict=True)):
+        usable = ~np.isnan(values).all(axis=(1, 2))
+        ratings[i, np.asarray(others)[usable]] = [np.nanmean(v) for v in values[usable]]
+        ratings[i, label] = MAX_RATING
+        name = job.concepts[label].name
+        quality.append(row_quality(name, settings.name, values, settings.max_refused, known.flat))
+    return ratings, quality
+
+
+def _fall_back(
+    settings: OracleSettings,
+    job: Job,
+    store_folder: Path,
+    ratings: np.ndarray,
+    quality: list[RowQuality],
+    bad: list[int],
+) -> None:
+    """Replaces the rows ``bad`` by those of ``oracle.fallback``, and says so in their quality."""
+    other = lookup("oracle", settings.fallback).settings(name=settings.fallback)  # type: ignore[misc]
+    known = about(other)
+    part = Job(job.concepts, [job.labels[i] for i in bad], [job.candidates[i] for i in bad], job.tau, job.exclude_self)
+    answers, _ = ask(other, part, known, store_folder, lambda done: None)
+    values, second = _rows(other, part, known, answers)
+    for place, i in enumerate(bad):
+        ratings[i] = values[place]
+        told = [f"{settings.name}: {flag}" for flag in quality[i].flags]
+        quality[i] = RowQuality(**second[place].as_json() | {"flags": told + second[place].flags})

@@ -2,56 +2,117 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import inspect
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from megu_dist.config.registry import lookup
-from megu_dist.config.schema import OracleSettings
-from megu_dist.oracle.base import Pair
+from megu_dist.config.schema import EXECUTION_ONLY, OracleSettings
+from megu_dist.oracle.base import Pair, Rating
 
-IN_FLIGHT = 512  # requests that the client keeps open
+PREFIX = "megu-oracle-"
 RETRIES = 3  # a rating is idempotent: asking again after a replica died is safe
+BACK_OFF_S = 0.05  # first wait of a client whose requests the full queue turned away; doubles up to 2 s
+
+
+def app_name(settings: OracleSettings) -> str:
+    """The name under which ``megu oracle serve`` runs these settings, and under which fills look for it."""
+    keyed = {key: value for key, value in asdict(settings).items() if key not in EXECUTION_ONLY | set(ASKING)}
+    digest = hashlib.sha256(json.dumps(keyed, sort_keys=True, default=str).encode()).hexdigest()
+    return f"{PREFIX}{settings.name}-{digest[:8]}"
+
+
+# Settings of the fill, not of the served model: jobs that differ in these share a running oracle.
+ASKING = ("images", "image_side", "descriptions", "shortlist", "tail_mass", "both_orders", "phrasings", "max_refused",
+          "on_degenerate", "fallback", "price_prompt", "price_answer", "image_tokens")  # fmt: skip
 
 
 def application(settings: OracleSettings) -> Any:
     """A Serve application with one deployment; the batch never waits for more requests than a replica may hold."""
     from ray import serve
 
+    requests_per_batch = max(1, settings.max_batch_size // max(1, settings.pairs_per_request))
+    scaling: dict[str, Any] = {"num_replicas": settings.num_replicas}
+    if settings.max_replicas is not None and settings.max_replicas > settings.num_replicas:
+        bounds = {"min_replicas": settings.num_replicas, "max_replicas": settings.max_replicas}
+        scaling = {"autoscaling_config": {**bounds, "target_ongoing_requests": requests_per_batch}}
+
     @serve.deployment(
         name="oracle",
-        num_replicas=settings.num_replicas,
-        max_ongoing_requests=2 * settings.max_batch_size,
+        max_ongoing_requests=2 * requests_per_batch,
+        max_queued_requests=settings.max_queued,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        health_check_period_s=settings.health_check_s,
+        health_check_timeout_s=6 * settings.health_check_s,
+        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_wait_loop_s=0.1,  # what a stopping replica waits at least
         max_constructor_retry_count=2,
+        logging_config={"enable_access_log": False},
+        **scaling,
     )
     class OracleDeployment:
+        """Computation runs in a thread, so that the replica answers health checks while a forward pass lasts."""
+
         def __init__(self) -> None:
             self.backend = lookup("oracle", settings.name).target(settings)
+            self.waits = inspect.iscoroutinefunction(self.backend.rate)
 
-        @serve.batch(max_batch_size=settings.max_batch_size, batch_wait_timeout_s=settings.batch_wait_s)
-        async def rate(self, pairs: list[Pair]) -> list[float]:
-            return self.backend.rate(pairs)
+        @serve.batch(max_batch_size=requests_per_batch, batch_wait_timeout_s=settings.batch_wait_s)
+        async def batched(self, requests: list[list[Pair]]) -> list[list[Rating]]:
+            flat = [pair for pairs in requests for pair in pairs]
+            size, rated = settings.max_batch_size, []
+            for start in range(0, len(flat), size):
+                rated += await asyncio.to_thread(self.backend.rate, flat[start : start + size])
+            answers = iter(rated)
+            return [[next(answers) for _ in pairs] for pairs in requests]
 
-        def about(self) -> dict[str, str]:
-            return {"id": self.backend.identity, "stand_in": self.backend.stand_in}
+        async def rate(self, pairs: list[Pair]) -> list[Rating]:
+            if self.waits:
+                return await self.backend.rate(pairs)
+            return await self.batched(pairs)
+
+        async def check_health(self) -> None:
+            check = getattr(self.backend, "check_health", None)
+            if check is not None:
+                check()
 
     return OracleDeployment.bind()  # type: ignore[attr-defined]
 
 
+def running_apps() -> list[str]:
+    """Names of the oracles that ``megu oracle serve`` keeps running on the connected cluster."""
+    from ray import serve
+
+    from megu_dist.oracle import cluster_has_serve
+
+    if not cluster_has_serve():
+        return []
+    apps = serve.status().applications
+    return sorted(name for name, app in apps.items() if name.startswith(PREFIX) and app.status == "RUNNING")
+
+
 @contextmanager
 def served(settings: OracleSettings) -> Iterator[Any]:
-    """Runs the oracle for the length of the block and yields its handle; no HTTP route, no proxy.
+    """Yields the handle of the oracle: one that runs already for these settings, or one for the length of the block.
 
-    Serve itself is shut down afterwards only if this call started it: a cluster's other applications stay.
+    No HTTP route, no proxy. Serve itself is shut down afterwards only if this call started it: a cluster's other
+    applications stay.
     """
     from ray import serve
 
     from megu_dist.oracle import cluster_has_serve
 
     ours = not cluster_has_serve()
-    name = f"megu-oracle-{uuid.uuid4().hex[:8]}"
+    if not ours and app_name(settings) in running_apps():
+        yield serve.get_app_handle(app_name(settings))
+        return
+    name = f"{app_name(settings)}-{uuid.uuid4().hex[:8]}"
     if ours:
         serve.start(proxy_location="Disabled")
     try:
@@ -64,28 +125,63 @@ def served(settings: OracleSettings) -> Iterator[Any]:
 
 
 def rate_all(
-    handle: Any, pairs: list[Pair], timeout_s: float, progress: Callable[[int], None] | None = None
-) -> list[float]:
-    """Ratings of ``pairs`` in order; at most :data:`IN_FLIGHT` requests wait at the replicas at a time."""
-    out: list[float] = []
-    for start in range(0, len(pairs), IN_FLIGHT):
-        part = pairs[start : start + IN_FLIGHT]
-        waiting = [handle.rate.remote(pair) for pair in part]
-        for pair, response in zip(part, waiting, strict=True):
-            out.append(_result(handle, pair, response, timeout_s))
-        if progress:
-            progress(len(out))
-    return out
+    handle: Any,
+    pairs: list[Pair],
+    settings: OracleSettings,
+    arrived: Callable[[list[Pair], list[Rating]], None],
+    unknown: Callable[[list[Pair]], list[Pair]] = list,
+) -> None:
+    """Asks for all ``pairs``; ``arrived`` gets each answered request at once, in any order.
+
+    ``unknown`` thins a request out just before it is sent: another job may have had its questions answered meanwhile.
+    Open requests are bounded, so that an interrupted fill loses little; a full queue makes the client wait.
+    """
+    asyncio.run(_rate_all(handle, pairs, settings, arrived, unknown))
 
 
-def _result(handle: Any, pair: Pair, response: Any, timeout_s: float) -> float:
+async def _rate_all(
+    handle: Any,
+    pairs: list[Pair],
+    settings: OracleSettings,
+    arrived: Callable[[list[Pair], list[Rating]], None],
+    unknown: Callable[[list[Pair]], list[Pair]],
+) -> None:
+    size = max(1, settings.pairs_per_request)
+    parts = iter([pairs[start : start + size] for start in range(0, len(pairs), size)])
+    replicas = max(settings.num_replicas, settings.max_replicas or 0)
+    window = max(2, 2 * replicas * max(1, settings.max_batch_size // size))
+
+    async def work() -> None:
+        for part in parts:
+            wanted = unknown(part)
+            if wanted:
+                arrived(wanted, await _ask(handle, wanted, settings.timeout_s))
+
+    tasks = [asyncio.ensure_future(work()) for _ in range(min(window, -(-len(pairs) // size)))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _ask(handle: Any, pairs: list[Pair], timeout_s: float) -> list[Rating]:
     from ray.exceptions import ActorDiedError, ActorUnavailableError
+    from ray.serve.exceptions import BackPressureError
 
-    for attempt in range(RETRIES + 1):
+    died, wait = 0, BACK_OFF_S
+    while True:
         try:
-            return float(response.result(timeout_s=timeout_s))
+            return [Rating(*rating) for rating in await asyncio.wait_for(_send(handle, pairs), timeout_s)]
+        except BackPressureError:
+            await asyncio.sleep(wait)
+            wait = min(2.0, 2 * wait)
         except (ActorDiedError, ActorUnavailableError):
-            if attempt == RETRIES:
+            died += 1
+            if died > RETRIES:
                 raise
-            response = handle.rate.remote(pair)
-    raise AssertionError("unreachable")
+
+
+async def _send(handle: Any, pairs: list[Pair]) -> Any:
+    return await handle.rate.remote(pairs)

@@ -28,15 +28,27 @@ class Transition:
         return cls(np.asarray(data["transition"], np.float64), tuple(data["row_labels"]))
 
 
-def from_ratings(ratings: np.ndarray, labels: list[int], tau: float, exclude_self: bool) -> np.ndarray:
+def from_ratings(
+    ratings: np.ndarray, labels: list[int], tau: float, exclude_self: bool, tail_mass: float = 0.0
+) -> np.ndarray:
     """T[i, j] = softmax_j(r[i, j] / τ), float64 (R, C); with ``exclude_self``, T[i, y_i] = 0, renormalised.
 
-    Raises :class:`UserError` for ratings that are not numbers in [0, 10].
+    Entries that are NaN were not rated (beyond the shortlist, or refused): they share ``tail_mass`` of their row
+    equally, so that no class is impossible. A row without any rating becomes uniform.
+    Raises :class:`UserError` for ratings outside [0, 10].
     """
-    if not np.isfinite(ratings).all() or ratings.min() < 0 or ratings.max() > 10 + 1e-6:
+    rated = ~np.isnan(ratings)
+    if not (np.isfinite(ratings[rated]).all() and (ratings[rated] >= 0).all() and (ratings[rated] <= 10 + 1e-6).all()):
         raise UserError("the oracle gave ratings outside [0, 10]")
-    score = ratings / tau
+    allowed = np.ones_like(rated)
     if exclude_self:
-        score[np.arange(len(labels)), labels] = -np.inf
-    weight = np.exp(score - score.max(1, keepdims=True))
-    return weight / weight.sum(1, keepdims=True)
+        allowed[np.arange(len(labels)), labels] = False
+    score = np.where(rated & allowed, ratings / tau, -np.inf)
+    top = score.max(1, keepdims=True)
+    weight = np.exp(score - np.where(np.isfinite(top), top, 0.0))
+    head = weight.sum(1, keepdims=True)
+    tail = (~rated & allowed).astype(np.float64)
+    count = tail.sum(1, keepdims=True)
+    share = np.where(count > 0, tail_mass, 0.0)
+    share = np.where(head > 0, share, 1.0)
+    return (1 - share) * weight / np.where(head > 0, head, 1.0) + share * tail / np.maximum(count, 1)

@@ -161,7 +161,7 @@ class RunResults:
             config=_yaml(config_path),
             config_text=config_path.read_text(encoding="utf-8"),
             manifest=_json_object(manifest, "unlearn") if manifest.is_file() else {},
-            transition=_transition(run_dir / "transition.json"),
+            transition=load_transition(run_dir / "transition.json"),
             history=_history(run_dir / "history.jsonl"),
             predictions={name: Predictions.load(path) for name, path in files.items() if path.is_file()},
             perturbed_files=tuple(sorted((run_dir / "perturbed").glob("*.parquet"))),
@@ -231,7 +231,8 @@ def _parquet(path: Path, columns: list[str]) -> Any:
         raise UserError(f"{path} is not a readable Parquet file of predictions: run `megu evaluate` again.") from error
 
 
-def _transition(path: Path) -> Transition | None:
+def load_transition(path: Path) -> Transition | None:
+    """T of ``transition.json``; None where there is none."""
     if not path.is_file():
         return None
     raw = _json_object(path, "oracle")

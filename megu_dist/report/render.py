@@ -11,8 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from megu_dist.errors import UserError
 from megu_dist.report import wording
-from megu_dist.report.load import MODELS, RunMetrics, RunResults
+from megu_dist.report.load import MODELS, RunMetrics, RunResults, load_transition
 from megu_dist.report.wording import Metric, number
 
 if TYPE_CHECKING:
@@ -235,6 +236,23 @@ def _facts(results: RunResults) -> list[tuple[str, str]]:
     facts |= {f"engine {key}": value for key, value in metrics.engine.items()}
     facts |= metrics.environment
     return [(key.replace("_", " "), str(value)) for key, value in facts.items() if value is not None]
+
+
+def write_transition_figure(run_dir: Path) -> Path:
+    """``figures/transition.png`` of a run whose oracle has answered; needs no other stage."""
+    from megu_dist.report import figures, style
+
+    transition = load_transition(run_dir / "transition.json")
+    if transition is None:
+        raise UserError(f"{run_dir} holds no transition.json: run `megu oracle fill`")
+    target = run_dir / "figures" / "transition.png"
+    target.parent.mkdir(exist_ok=True)
+    with style.house_style():
+        image = style.png_bytes(figures.transition_heatmap(transition))
+    temporary = target.with_name(".transition.png")
+    temporary.write_bytes(image)
+    temporary.replace(target)
+    return target
 
 
 def rewrite_report(run_dir: Path, compare: Sequence[Path] = (), images: int = 8) -> None:

@@ -1,0 +1,89 @@
+"""Where a classifier sends the images of each class: mean predicted probabilities, as a Ray Data job with model actors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megu_dist.config.schema import EvaluateSettings
+from megu_dist.data import stream
+from megu_dist.data.base import Source
+from megu_dist.data.readers import Arrays, ImageReader
+from megu_dist.models.checkpoint import Checkpoint
+
+
+def write_confusion(
+    source: Source,
+    split: str,
+    rows: np.ndarray,
+    checkpoint: Checkpoint,
+    settings: EvaluateSettings,
+    actors: int,
+    out: Path,
+    progress: Callable[[int], None],
+) -> None:
+    """Writes a table with a row per class that has images: label, name, count, probs (C float32, mean over them)."""
+    reader = ImageReader(source, split, checkpoint.preprocess)
+    data = stream.dataset(rows, reader, stream.task_rows(int(np.prod(checkpoint.preprocess.shape)))).map_batches(
+        _Summer,
+        batch_size=None,
+        batch_format="numpy",
+        zero_copy_batch=True,
+        compute=stream.actor_pool(actors),
+        num_cpus=1,
+        num_gpus=settings.num_gpus,
+        fn_constructor_kwargs={"folder": str(checkpoint.folder), "settings": settings, "actors": actors},
+    )
+    classes, done = len(source.class_names), 0
+    total, count = np.zeros((classes, classes)), np.zeros(classes, np.int64)
+    for block in data.iter_batches(batch_size=None, batch_format="numpy"):
+        total[block["label"]] += block["probs"]
+        count[block["label"]] += block["count"]
+        done += int(block["count"].sum())
+        progress(done)
+    seen = np.flatnonzero(count)
+    mean = (total[seen] / count[seen, None]).astype(np.float32)
+    columns = {
+        "label": pa.array(seen),
+        "name": pa.array([source.class_names[c] for c in seen]),
+        "count": pa.array(count[seen]),
+        "probs": pa.FixedSizeListArray.from_arrays(pa.array(mean.ravel()), classes),
+    }
+    pq.write_table(pa.table(columns).replace_schema_metadata({"classes": "\n".join(source.class_names)}), out)
+
+
+def read_confusion(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Class names in label order, and the (C,) mean probabilities of each class that has images."""
+    table = pq.read_table(path)
+    names = (table.schema.metadata or {}).get(b"classes", b"").decode().split("\n")
+    return names, {record["name"]: np.asarray(record["probs"], np.float64) for record in table.to_pylist()}
+
+
+def per_class(rows: np.ndarray, labels: np.ndarray, limit: int) -> np.ndarray:
+    """The first ``limit`` rows of each label, ascending."""
+    order = np.argsort(labels, kind="stable")
+    ordered = labels[order]
+    place = np.arange(len(rows)) - np.searchsorted(ordered, ordered, side="left")
+    return np.sort(rows[order[place < limit]])
+
+
+class _Summer:
+    """Sums a block's probabilities by label, so that a table of the classes moves and not one of the images."""
+
+    def __init__(self, folder: str, settings: EvaluateSettings, actors: int) -> None:
+        from megu_dist.metrics.predict import Predictor
+
+        self.predictor = Predictor({"model": folder}, settings, actors)
+
+    def __call__(self, block: Arrays) -> Arrays:
+        probs = self.predictor.probabilities("model", block["image"])
+        labels = np.unique(block["label"])
+        return {
+            "label": labels,
+            "count": np.array([(block["label"] == c).sum() for c in labels]),
+            "probs": np.stack([probs[block["label"] == c].sum(0, dtype=np.float64) for c in labels]),
+        }
