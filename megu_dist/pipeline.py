@@ -17,6 +17,7 @@ from megu_dist.config.registry import lookup
 from megu_dist.config.schema import EXECUTION_ONLY, MeguSettings, OracleSettings
 from megu_dist.config.validate import check, check_forget, resolve_classes
 from megu_dist.data.base import Source
+from megu_dist.data.coarse import refuse_fine_names, resolve_subclasses
 from megu_dist.data.open import open_source
 from megu_dist.data.split import Split, ids_hash, make_split, read_ids
 from megu_dist.errors import UserError
@@ -39,7 +40,8 @@ class Pipeline:
         check(settings)
         self.source: Source = open_source(settings.data)
         self.names = self.source.class_names
-        self.classes: list[int] = []
+        self.classes: list[int] = []  # labels of the model's label space that are forgotten as a whole
+        self.subclasses: list[int] = []  # fine labels that are forgotten
         self.store = ArtefactStore(self.folder, settings.run.resume)
 
     # --- checks -----------------------------------------------------------------------------------------------------
@@ -48,7 +50,10 @@ class Pipeline:
         """The forget request against the data's classes."""
         check_forget(self.settings)
         if self.settings.forget.scenario == "class":
+            refuse_fine_names(self.settings.forget.classes, self.source)
             self.classes = resolve_classes(self.settings.forget.classes, self.names)
+        if self.settings.forget.scenario == "subclass":
+            self.subclasses = resolve_subclasses(self.settings.forget.classes, self.source)
         if self.settings.forget.scenario == "ids":
             read_ids(str(self.settings.forget.ids_file))
         count, total = self.settings.forget.count, self.source.num_rows("train")
@@ -57,6 +62,18 @@ class Pipeline:
                 f"forget.count={count} takes every one of {total} training images: nothing would be retained"
             )
         self._compared()
+
+    @property
+    def fine(self) -> bool:
+        """Whether fine classes inside coarse labels are forgotten."""
+        return self.settings.forget.scenario == "subclass"
+
+    @property
+    def forgotten_names(self) -> list[str]:
+        """Names of the classes, or fine classes, that are forgotten; none for single images."""
+        if self.fine and self.source.fine is not None:
+            return [self.source.fine.class_names[label] for label in self.subclasses]
+        return [self.names[label] for label in self.classes]
 
     @property
     def needs_perturbed(self) -> bool:
@@ -80,10 +97,10 @@ class Pipeline:
     def check_oracle(self) -> None:
         """The oracle's settings, its packages and files, before any worker starts."""
         from megu_dist.oracle.fill import about
-        from megu_dist.oracle.stage import read_descriptions
+        from megu_dist.oracle.stage import known_names, read_descriptions
 
         settings = self.settings.oracle
-        read_descriptions(settings.descriptions, self.names)
+        read_descriptions(settings.descriptions, known_names(self.source))
         if settings.on_degenerate == "fallback":
             about(lookup("oracle", settings.fallback).settings(name=settings.fallback))  # type: ignore[misc]
         if self._measures_confusion() and self.settings.model.path:
@@ -141,14 +158,15 @@ class Pipeline:
             inputs["ids"] = ids_hash(read_ids(str(forget.ids_file)))
 
         def work(out: Path) -> dict[str, Any]:
-            split = make_split(self.source, forget, self.classes, self.settings.seed.unlearn, self.reporter.update)
+            wanted = self.subclasses if self.fine else self.classes
+            split = make_split(self.source, forget, wanted, self.settings.seed.unlearn, self.reporter.update)
             (out / "split").mkdir()
             pq.write_table(split.forget, out / "split" / "forget.parquet")
             ids = split.forget["id"].to_pylist()
             manifest = {
                 "scenario": forget.scenario,
                 "class_names": self.names,
-                "classes": [self.names[c] for c in self.classes],
+                "classes": self.forgotten_names,
                 "train": int(split.class_counts.sum()),
                 "test": self.source.num_rows("test"),
                 "forget": len(ids),
@@ -172,6 +190,7 @@ class Pipeline:
 
         s = self.settings
         settings, labels, per_class = s.oracle, split.labels, s.forget.scenario == "class"
+        fine = self.fine
         confusions = None
         if self._measures_confusion() and model is not None:
             record = self._confusion("confusion", "validation", split, split_key, model)
@@ -185,7 +204,9 @@ class Pipeline:
         inputs: dict[str, Any] = {"oracle": _keyed(settings), "id": known.id, "prompts": known.prompts}
         inputs["oracle"].pop("path", None)  # the id stands for its content
         inputs |= {"names": self.names, "labels": labels, "tau": s.perturb.tau, "exclude_self": per_class}
-        inputs["descriptions"] = stage.read_descriptions(settings.descriptions, self.names)
+        inputs["descriptions"] = stage.read_descriptions(settings.descriptions, stage.known_names(self.source))
+        if fine:
+            inputs |= {"rows": self.forgotten_names, "left": stage.remaining(self.source, labels)}
         inputs["shortlist"] = None if confusions is None else record.key
         if settings.images:
             inputs |= {
@@ -196,7 +217,7 @@ class Pipeline:
 
         def work(out: Path) -> dict[str, Any]:
             job = stage.prepare(
-                self.source, settings, labels, s.perturb.tau, per_class, s.seed.unlearn, without, confusions
+                self.source, settings, labels, s.perturb.tau, per_class, s.seed.unlearn, without, confusions, fine
             )
             return fill.fill(settings, job, self.ratings_folder, out, self.reporter.update)
 
@@ -209,18 +230,19 @@ class Pipeline:
         from megu_dist.oracle.ratings import RatingStore
 
         known = fill.about(settings)
-        return cost.estimate(settings, known, rows, self.names, RatingStore(self.ratings_folder, known))
+        return cost.estimate(settings, known, rows, self.names, RatingStore(self.ratings_folder, known), self.fine)
 
     def plan(self) -> list[tuple[str, str]]:
         """Names and values of what an unlearning takes; reads counts and names, starts nothing."""
         s = self.settings
         classes = len(self.names)
-        rows = len(self.classes) if s.forget.scenario == "class" else classes
+        named = len(self.forgotten_names)
+        rows = named or classes
         lines = [
             ("training images", f"{self.source.num_rows('train'):,}"),
             ("test images", f"{self.source.num_rows('test'):,}"),
             ("classes", f"{classes:,}"),
-            ("forget concepts", f"{rows:,}" if s.forget.scenario == "class" else f"at most {rows:,}"),
+            ("forget concepts", f"{rows:,}" if named else f"at most {rows:,}"),
             ("oracle", s.oracle.name),
         ]
         if self._measures_confusion():
@@ -249,12 +271,15 @@ class Pipeline:
         outputs = [f"{stage}.parquet"]
 
         def work(out: Path) -> None:
+            source = self.source.fine if self.fine and self.source.fine is not None else self.source
             table = split.forget
             if part != "train":
-                table, _ = scan(self.source, part, None, columns=("row", "label"))
-            rows = per_class(table["row"].to_numpy(), table["label"].to_numpy(), limit)
+                table, _ = scan(source, part, None, columns=("row", "label"))
+            of = "fine" if "fine" in table.column_names else "label"
+            rows = per_class(table["row"].to_numpy(), table[of].to_numpy(), limit)
             actors = auto_actors(s.evaluate.num_actors, s.evaluate.num_gpus)
-            write_confusion(self.source, part, rows, model, s.evaluate, actors, out / outputs[0], self.reporter.update)
+            target = out / outputs[0]
+            write_confusion(source, part, rows, model, s.evaluate, actors, target, self.reporter.update, self.names)
 
         return self._stage(stage, inputs, outputs, 0, "images", work)
 
@@ -281,6 +306,7 @@ class Pipeline:
                 actors,
                 out / "perturbed",
                 self.reporter.update,
+                self.fine,
             )
 
         return self._stage("perturb", inputs, ["perturbed"], len(split.rows), "images", work)
@@ -363,6 +389,8 @@ class Pipeline:
         kept = plan.sample(kept, s.evaluate.retain_train_limit, s.seed.evaluate, 0)
         test = np.arange(self.source.num_rows("test"))
         parts = (("retain_train", "train", kept), ("forget_train", "train", split.rows), ("retain_test", "test", test))
+        if self.fine:
+            return PartReader(self.source, model.preprocess, parts, tuple(self.subclasses), "fine")
         return PartReader(self.source, model.preprocess, parts, tuple(self.classes))
 
     def _write_metrics(
@@ -380,7 +408,7 @@ class Pipeline:
         data: dict[str, Any] = {
             "schema": 1,
             "scenario": s.forget.scenario,
-            "forget": {"count": len(split.rows), "classes": [self.names[c] for c in self.classes]},
+            "forget": {"count": len(split.rows), "classes": self.forgotten_names},
             "method": method,
             "class_names": self.names,
             "models": per_model,

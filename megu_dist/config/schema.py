@@ -25,6 +25,7 @@ class SourceSettings:
     test_path: str | None = None  # test images, where `path` does not hold them
     test_fraction: float = 0.0  # share of the training rows held out as test images when the source has none
     validation_fraction: float = 0.0  # share of the test rows kept apart for calibration and search, never scored
+    coarse: str | None = None  # mapping file, coarse name → fine names: models learn the coarse classes
     cache_dir: str = "~/.cache/megu_dist"  # where embedded data sets are kept as Parquet
 
 
@@ -89,8 +90,8 @@ class EngineSettings:
 class ForgetSettings:
     """The forget request."""
 
-    scenario: str = "class"  # class | random | ids
-    classes: list[Any] = field(default_factory=list)  # names or indices
+    scenario: str = "class"  # class | subclass | random | ids
+    classes: list[Any] = field(default_factory=list)  # names or indices; of fine classes in the subclass scenario
     fraction: float | None = None
     count: int | None = None
     stratified: bool = True  # random: keep the class proportions

@@ -10,7 +10,7 @@ from megu_dist.config.schema import MeguSettings
 from megu_dist.errors import UserError, nearest
 
 CHOICES = {
-    "forget.scenario": ["class", "random", "ids"],
+    "forget.scenario": ["class", "subclass", "random", "ids"],
     "perturb.label_policy": ["sample", "argmax"],
     "train.optimizer": ["sgd", "adamw"],
     "train.augment": ["none", "flip", "crop_flip"],
@@ -119,7 +119,7 @@ def check(settings: MeguSettings) -> None:
 def check_forget(settings: MeguSettings) -> None:
     """Checks that the forget request is complete and consistent, without looking at the data."""
     forget = settings.forget
-    if forget.scenario == "class" and not forget.classes:
+    if forget.scenario in ("class", "subclass") and not forget.classes:
         raise UserError("forget.classes is empty: name the classes to forget, as in forget.classes=[Shirt]")
     if forget.scenario == "random":
         if (forget.fraction is None) == (forget.count is None):
@@ -136,7 +136,7 @@ def check_forget(settings: MeguSettings) -> None:
         if not Path(forget.ids_file).expanduser().is_file():
             raise UserError(f"forget.ids_file={forget.ids_file}: no such file")
     if settings.train.stop == "calibrated":
-        if forget.scenario == "class":
+        if forget.scenario in ("class", "subclass"):
             raise UserError(
                 "train.stop=calibrated compares forget images with unseen images of the same classes, which suits "
                 "forget.scenario=random or ids; use train.stop=fixed to forget a class"

@@ -57,6 +57,11 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """Hash of what identifies the content: files, sizes, modification times, columns."""
 
+    @property
+    def fine(self) -> Source | None:
+        """The same rows with fine labels and fine class names, where this source's labels are coarse."""
+        return None
+
     def num_rows(self, split: str) -> int:
         """Number of rows of a split."""
         return sum(piece.count for piece in self.pieces(split))

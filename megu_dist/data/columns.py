@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from megu_dist.data.files import absolute, filesystem, read_bytes
+from megu_dist.data.files import absolute, filesystem, read_bytes, thread_map
 from megu_dist.errors import UserError, nearest
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "bytes", "pixels")
@@ -38,7 +41,7 @@ class Columns:
             _require(schema, column, file, settings[column])
             if (found := schema.field(column).type) != expected:
                 raise UserError(f"column {column!r} is {found} in {file} but {expected} in {first_file}")
-        if (names := _class_label(schema, self.label)) != self.names:
+        if (names := class_label(schema, self.label)) != self.names:
             raise UserError(
                 f"class names of column {self.label!r} differ: {names} in {file}, {self.names} in {first_file}"
             )
@@ -57,7 +60,7 @@ def resolve(schema: Any, file: str, image: str | None, label: str | None, identi
     image = image or _find_image(schema, file)
     label = label or _find_label(schema, file)
     types = {column: schema.field(column).type for column in (image, label, identity) if column}
-    return Columns(image, label, identity, types, _class_label(schema, label))
+    return Columns(image, label, identity, types, class_label(schema, label))
 
 
 def read_class_names(location: str) -> list[str]:
@@ -78,6 +81,33 @@ def read_class_names(location: str) -> list[str]:
 def as_text(values: Any) -> Any:
     """String, large string and dictionary columns as plain strings."""
     return values.cast(pa.string())
+
+
+def image_bytes(column: Any, root: str, path: str, in_file: np.ndarray) -> Any:
+    """Encoded images; those kept as paths are read from beside the Parquet file."""
+    if not pa.types.is_struct(column.type):
+        images, paths = column.cast(pa.binary()), None
+    else:
+        images = pc.struct_field(column, "bytes").cast(pa.binary())
+        has_path = column.type.get_field_index("path") >= 0
+        paths = pc.struct_field(column, "path") if has_path else None
+    if not images.null_count:
+        return images
+    values, missing = images.to_pylist(), np.flatnonzero(images.is_null().to_numpy()).tolist()
+    names = paths.to_pylist() if paths is not None else [None] * len(values)
+
+    def read(position: int) -> bytes:
+        name = names[position]
+        if not name:
+            raise UserError(f"row {in_file[position]} of {path} has no image: neither bytes nor a path")
+        try:
+            return read_bytes(root, posixpath.join(posixpath.dirname(path), name))
+        except OSError as error:
+            raise UserError(f"row {in_file[position]} of {path}: cannot read its image {name}: {error}") from error
+
+    for position, content in zip(missing, thread_map(read, missing, True), strict=True):
+        values[position] = content
+    return pa.array(values, pa.binary())
 
 
 def _require(schema: Any, column: str, file: str, key: str) -> None:
@@ -122,7 +152,7 @@ def _find_image(schema: Any, file: str) -> str:
 
 
 def _find_label(schema: Any, file: str) -> str:
-    marked = [name for name in schema.names if _class_label(schema, name) is not None]
+    marked = [name for name in schema.names if class_label(schema, name) is not None]
     fitting = [field.name for field in schema if _is_label(field.type)]
     named = [name for wanted in LABEL_NAMES for name in fitting if name.lower() == wanted]
     # Several ClassLabel columns (coarse and fine): the conventional name decides.
@@ -149,7 +179,8 @@ def _feature_type(feature: Any) -> str | None:
     return feature.get("_type") if isinstance(feature, dict) else None
 
 
-def _class_label(schema: Any, column: str) -> list[str] | None:
+def class_label(schema: Any, column: str) -> list[str] | None:
+    """Names of a column's ClassLabel feature; None where it has none."""
     feature = _features(schema).get(column)
     if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
         return None

@@ -57,7 +57,7 @@ class ImageReader:
     keep_id: bool = False
 
     def __call__(self, batch: Arrays) -> Arrays:
-        """{row: (N,)} → {row, label: (N,), image: uint8 (N, C, H, W)} and id where asked."""
+        """{row: (N,)} → {row, label: (N,), image: uint8 (N, C, H, W)}; where asked, id and (if there are any) fine labels."""
         rows = np.asarray(batch["row"])
         table = self.source.gather(self.split, rows)
         images = decode(table, self.preprocess)
@@ -66,6 +66,8 @@ class ImageReader:
         out = {"row": rows, "label": table["label"].to_numpy(), "image": images}
         if self.keep_id:
             out["id"] = np.array(table["id"].to_pylist(), dtype=object)
+            if "fine" in table.column_names:
+                out["fine"] = table["fine"].to_numpy()
         return out
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from megu_dist.config.schema import ForgetSettings
-from megu_dist.data.base import INDEX_SCHEMA, Source
+from megu_dist.data.base import Source
 from megu_dist.data.plan import hash_uniform
 from megu_dist.errors import UserError, nearest
 
@@ -21,7 +21,10 @@ Keep = Callable[[pa.Table], np.ndarray]  # index table → mask of the rows to t
 
 @dataclass(frozen=True)
 class Split:
-    """The forget set (``INDEX_SCHEMA``, by row) and the class counts of the whole training split."""
+    """The forget set (``INDEX_SCHEMA``, by row) and the class counts of the whole training split.
+
+    In the ``subclass`` scenario the forget set has a column ``fine`` beside the (coarse) ``label``.
+    """
 
     forget: pa.Table
     class_counts: np.ndarray
@@ -33,16 +36,22 @@ class Split:
 
     @property
     def labels(self) -> list[int]:
-        """Labels that occur in the forget set."""
-        return sorted(set(self.forget["label"].to_pylist()))
+        """Labels of the forget concepts: fine ones in the ``subclass`` scenario."""
+        return sorted(set(self.forget["fine" if "fine" in self.forget.column_names else "label"].to_pylist()))
 
 
 def make_split(
     source: Source, forget: ForgetSettings, classes: list[int], seed: int, progress: Callable[[int], None]
 ) -> Split:
-    """Selects the forget set. Raises :class:`UserError` when it is empty, everything, or names unknown ids."""
+    """Selects the forget set; ``classes`` are fine labels in the ``subclass`` scenario.
+
+    Raises :class:`UserError` when it is empty, everything, or names unknown ids.
+    """
     if forget.scenario == "class":
         table, counts = scan(source, "train", _InLabels(classes), progress)
+    elif forget.scenario == "subclass":
+        keep = _InLabels(classes, "fine")
+        table, counts = scan(source, "train", keep, progress, columns=("row", "id", "label", "fine"))
     elif forget.scenario == "ids":
         wanted = read_ids(str(forget.ids_file))
         table, counts = scan(source, "train", _InIds(frozenset(wanted)), progress)
@@ -53,7 +62,8 @@ def make_split(
         table, _ = scan(source, "train", _InRows(rows), progress)
     total = int(counts.sum())
     if len(table) == 0:
-        names = ", ".join(repr(source.class_names[c]) for c in classes)
+        named = source.fine or source if forget.scenario == "subclass" else source
+        names = ", ".join(repr(named.class_names[c]) for c in classes)
         raise UserError(f"the forget set is empty: no training image of {names or 'the request'} among {total:,}")
     if len(table) == total:
         raise UserError(f"the forget set is the whole training set ({total:,} images): nothing would be retained")
@@ -72,7 +82,6 @@ def scan(
     from megu_dist.data import stream
 
     pieces = source.pieces(split)
-    fields = [field for field in INDEX_SCHEMA if field.name in columns]
     blocks = stream.dataset(np.arange(len(pieces)), _Scan(source, split, keep, columns), max(1, len(pieces) // 64))
     tables, counts, done = [], np.zeros(len(source.class_names), np.int64), 0
     for batch in blocks.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -82,7 +91,7 @@ def scan(
             done += record["rows"]
             if progress:
                 progress(done)
-    return pa.concat_tables(tables).select([f.name for f in fields]).sort_by("row"), counts
+    return pa.concat_tables(tables).select(list(columns)).sort_by("row"), counts
 
 
 @dataclass(frozen=True)
@@ -111,9 +120,10 @@ class _Scan:
 @dataclass(frozen=True)
 class _InLabels:
     labels: list[int]
+    column: str = "label"
 
     def __call__(self, index: pa.Table) -> np.ndarray:
-        return np.isin(index["label"].to_numpy(), self.labels)
+        return np.isin(index[self.column].to_numpy(), self.labels)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class PartReader:
     preprocess: Preprocess
     parts: tuple[tuple[str, str, np.ndarray], ...]  # name, split, rows
     forgotten: tuple[int, ...]  # classes whose test images are "forgotten"
+    by: str = "label"  # which label `forgotten` speaks of: label | fine
 
     @property
     def count(self) -> int:
@@ -41,7 +42,7 @@ class PartReader:
                 out = ImageReader(self.source, split, self.preprocess, keep_id=True)({"row": rows[mine - start]})
                 part = np.full(len(mine), PARTS.index(name))
                 if name == "retain_test":
-                    part[np.isin(out["label"], self.forgotten)] = PARTS.index("forget_test")
+                    part[np.isin(out[self.by], self.forgotten)] = PARTS.index("forget_test")
                 pieces.append({**out, "row": mine, "part": part})
             start += len(rows)
         return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}

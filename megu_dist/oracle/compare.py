@@ -44,9 +44,10 @@ def load(path: str) -> Opinion:
         raise UserError(f"{path}: there is no transition.json; make one with `megu oracle fill`")
     try:
         data: dict[str, Any] = json.loads(file.read_text())
+        own_columns = [None if data.get("fine") else label for label in data["row_labels"]]
         rows = {
-            name: np.array([np.nan if r is None or j == label else r for j, r in enumerate(values)], np.float64)
-            for name, label, values in zip(data["rows"], data["row_labels"], data["ratings"], strict=True)
+            name: np.array([np.nan if r is None or j == own else r for j, r in enumerate(values)], np.float64)
+            for name, own, values in zip(data["rows"], own_columns, data["ratings"], strict=True)
         }
         return Opinion(f"{data['oracle']['name']} ({file.parent.name})", list(data["columns"]), rows)
     except (ValueError, KeyError, TypeError) as error:

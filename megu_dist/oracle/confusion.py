@@ -25,8 +25,13 @@ def write_confusion(
     actors: int,
     out: Path,
     progress: Callable[[int], None],
+    class_names: list[str] | None = None,
 ) -> None:
-    """Writes a table with a row per class that has images: label, name, count, probs (C float32, mean over them)."""
+    """Writes a table with a row per class that has images: label, name, count, probs (C float32, mean over them).
+
+    ``class_names`` are the classifier's where they are not the source's (rows are fine classes then).
+    """
+    columns_of = class_names or source.class_names
     reader = ImageReader(source, split, checkpoint.preprocess)
     data = stream.dataset(rows, reader, stream.task_rows(int(np.prod(checkpoint.preprocess.shape)))).map_batches(
         _Summer,
@@ -38,8 +43,8 @@ def write_confusion(
         num_gpus=settings.num_gpus,
         fn_constructor_kwargs={"folder": str(checkpoint.folder), "settings": settings, "actors": actors},
     )
-    classes, done = len(source.class_names), 0
-    total, count = np.zeros((classes, classes)), np.zeros(classes, np.int64)
+    rows_of, classes, done = len(source.class_names), len(columns_of), 0
+    total, count = np.zeros((rows_of, classes)), np.zeros(rows_of, np.int64)
     for block in data.iter_batches(batch_size=None, batch_format="numpy"):
         total[block["label"]] += block["probs"]
         count[block["label"]] += block["count"]
@@ -53,7 +58,7 @@ def write_confusion(
         "count": pa.array(count[seen]),
         "probs": pa.FixedSizeListArray.from_arrays(pa.array(mean.ravel()), classes),
     }
-    pq.write_table(pa.table(columns).replace_schema_metadata({"classes": "\n".join(source.class_names)}), out)
+    pq.write_table(pa.table(columns).replace_schema_metadata({"classes": "\n".join(columns_of)}), out)
 
 
 def read_confusion(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:

@@ -27,9 +27,11 @@ class Estimate:
     measured: bool
 
 
-def estimate(settings: OracleSettings, about: About, rows: int, names: list[str], store: RatingStore) -> Estimate:
-    """For ``rows`` forget concepts among ``names``; nothing is started and no model is loaded."""
-    others = len(names) - 1
+def estimate(
+    settings: OracleSettings, about: About, rows: int, names: list[str], store: RatingStore, fine: bool = False
+) -> Estimate:
+    """For ``rows`` forget concepts among ``names`` (inside them when ``fine``); nothing is started and no model is loaded."""
+    others = len(names) - (0 if fine else 1)
     per_row = min(settings.shortlist, others) if settings.shortlist > 0 else others
     pairs = rows * per_row
     orders = 2 if settings.both_orders and not about.symmetric else 1

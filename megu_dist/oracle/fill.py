@@ -29,6 +29,11 @@ class Job:
     candidates: list[list[int]]
     tau: float
     exclude_self: bool
+    fine: list[Concept] | None = None  # a concept per row, where rows are fine classes and no classes of the model
+
+    def row(self, i: int) -> Concept:
+        """The concept that row i is about."""
+        return self.concepts[self.labels[i]] if self.fine is None else self.fine[i]
 
 
 @dataclass
@@ -60,8 +65,8 @@ def questions(job: Job, settings: OracleSettings, about: About) -> list[list[lis
     wordings = range(min(settings.phrasings, len(about.prompts)))
     both = settings.both_orders and not about.symmetric
     out = []
-    for label, others in zip(job.labels, job.candidates, strict=True):
-        a = job.concepts[label]
+    for i, others in enumerate(job.candidates):
+        a = job.row(i)
         row = []
         for j in others:
             b = job.concepts[j]
@@ -97,8 +102,9 @@ def fill(
     seconds = round(time.monotonic() - start, 3)
     rows = [row.as_json() | {"entropy": round(entropy(matrix[i]), 4)} for i, row in enumerate(quality)]
     data = {
-        "rows": [names[i] for i in job.labels],
+        "rows": [job.row(i).name for i in range(len(job.labels))],
         "row_labels": job.labels,
+        "fine": job.fine is not None,
         "columns": names,
         "ratings": [[None if np.isnan(r) else round(float(r), 6) for r in row] for row in ratings],
         "transition": matrix.tolist(),
@@ -183,9 +189,9 @@ def _rows(
     for i, (label, others, values) in enumerate(zip(job.labels, job.candidates, answers, strict=True)):
         usable = ~np.isnan(values).all(axis=(1, 2))
         ratings[i, np.asarray(others)[usable]] = [np.nanmean(v) for v in values[usable]]
-        ratings[i, label] = MAX_RATING
-        name = job.concepts[label].name
-        quality.append(row_quality(name, settings.name, values, settings.max_refused, known.flat))
+        if job.fine is None:
+            ratings[i, label] = MAX_RATING
+        quality.append(row_quality(job.row(i).name, settings.name, values, settings.max_refused, known.flat))
     return ratings, quality
 
 
@@ -200,7 +206,9 @@ def _fall_back(
     """Replaces the rows ``bad`` by those of ``oracle.fallback``, and says so in their quality."""
     other = lookup("oracle", settings.fallback).settings(name=settings.fallback)  # type: ignore[misc]
     known = about(other)
-    part = Job(job.concepts, [job.labels[i] for i in bad], [job.candidates[i] for i in bad], job.tau, job.exclude_self)
+    labels, candidates = [job.labels[i] for i in bad], [job.candidates[i] for i in bad]
+    fine = None if job.fine is None else [job.fine[i] for i in bad]
+    part = Job(job.concepts, labels, candidates, job.tau, job.exclude_self, fine)
     answers, _ = ask(other, part, known, store_folder, lambda done: None)
     values, second = _rows(other, part, known, answers)
     for place, i in enumerate(bad):

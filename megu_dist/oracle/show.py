@@ -35,7 +35,8 @@ def neighbours(data: dict[str, Any]) -> Table:
         table.add_column(heading, overflow="fold")
     matrix, quality = np.asarray(data["transition"]), data.get("quality") or [{}] * len(data["rows"])
     for i, name in enumerate(data["rows"]):
-        order = [j for j in np.argsort(-matrix[i], kind="stable") if j != data["row_labels"][i]][:TOP]
+        own = None if data.get("fine") else data["row_labels"][i]
+        order = [j for j in np.argsort(-matrix[i], kind="stable") if j != own][:TOP]
         near = [f"{data['columns'][j]} {_number(data['ratings'][i][j])}, {matrix[i, j]:.3f}" for j in order]
         row = quality[i]
         values = [_number(row.get(key)) for key in ("entropy", "asymmetry", "disagreement")]

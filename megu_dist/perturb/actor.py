@@ -31,6 +31,7 @@ class Perturber:
         seed: int,
         out: str,
         actors: int,
+        fine: bool = False,
     ) -> None:
         import torch
 
@@ -44,10 +45,10 @@ class Perturber:
         self.model = checkpoint.load().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
         self.preprocess = checkpoint.preprocess
         self.transition, self.forgotten, self.settings, self.seed = transition, forgotten, settings, seed
-        self.out = Path(out)
+        self.fine, self.out = fine, Path(out)
 
     def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
-        """{row, id, label, image} → file in ``out``; returns the number of rows."""
+        """{row, id, label, image, fine (for sub-classes)} → file in ``out``; returns the number of rows."""
         size = self.settings.batch_size
         count = len(block["row"])
         parts = [self._perturb({k: v[s : s + size] for k, v in block.items()}) for s in range(0, count, size)]
@@ -66,7 +67,8 @@ class Perturber:
         labels = np.asarray(block["label"])
         with torch.no_grad():
             log_probs = self._logits(pixels).log_softmax(1).double().cpu().numpy()
-        q = label_distribution(log_probs, self.transition.rows_for(labels), labels, self.forgotten, s.kappa)
+        rows_of_t = self.transition.rows_for(np.asarray(block["fine"]) if self.fine else labels)
+        q = label_distribution(log_probs, rows_of_t, None if self.fine else labels, self.forgotten, s.kappa)
         drawn = draw_labels(q, list(block["id"]), self.seed, s.draws, s.label_policy)
         positive = [self._noise(pixels, drawn[:, d], True) for d in range(s.draws)]
         return {

@@ -1,4 +1,6 @@
-"""Perturbing labels: q_x(j) ∝ T[y, j] · p(j | x; θ_o)^κ over classes that are neither y nor forgotten (design §2.2)."""
+"""Perturbing labels: q_x(j) ∝ T[y, j] · p(j | x; θ_o)^κ over classes that are neither y nor forgotten (design §2.2).
+
+For a forgotten sub-class, T has a row for the fine concept and the coarse label y is as legal as any other."""
 
 from __future__ import annotations
 
@@ -10,16 +12,18 @@ from megu_dist.data.plan import hash_uniform
 
 
 def label_distribution(
-    log_probs: np.ndarray, rows_of_t: np.ndarray, labels: np.ndarray, forgotten: list[int], kappa: float
+    log_probs: np.ndarray, rows_of_t: np.ndarray, labels: np.ndarray | None, forgotten: list[int], kappa: float
 ) -> np.ndarray:
     """q, (N, C) float64, rows sum to 1.
 
     ``log_probs`` (N, C) of θ_o, ``rows_of_t`` (N, C) the image's row of T, ``labels`` (N,). Where T gives no weight to
-    any allowed class, q falls back to p alone.
+    any allowed class, q falls back to p alone. ``labels`` None: the image's own label is legal, as for a fine class
+    within it.
     """
     allowed = np.ones_like(log_probs, bool)
     allowed[:, forgotten] = False
-    allowed[np.arange(len(labels)), labels] = False
+    if labels is not None:
+        allowed[np.arange(len(labels)), labels] = False
     with np.errstate(divide="ignore"):
         score = np.log(rows_of_t.astype(np.float64)) + kappa * log_probs
     score = np.where(allowed, score, -np.inf)

@@ -27,8 +27,12 @@ def perturb(
     actors: int,
     out: Path,
     progress: Callable[[int], None],
+    fine: bool = False,
 ) -> dict[str, int]:
-    """Perturbs the forget rows. Raises when a row is missing afterwards: a forget image is never dropped."""
+    """Perturbs the forget rows; ``fine``: they are sub-classes, and T has a row per fine label.
+
+    Raises when a row is missing afterwards: a forget image is never dropped.
+    """
     out.mkdir(parents=True, exist_ok=True)
     reader = ImageReader(source, "train", checkpoint.preprocess, keep_id=True)
     row_bytes = int(np.prod(checkpoint.preprocess.shape)) * (2 + settings.draws)
@@ -49,6 +53,7 @@ def perturb(
             "seed": seed,
             "out": str(out),
             "actors": actors,
+            "fine": fine,
         },
     )
     done = 0

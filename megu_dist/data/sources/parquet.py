@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import posixpath
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from megu_dist.config.registry import register
 from megu_dist.config.schema import SourceSettings
 from megu_dist.data.base import IMAGE_SCHEMA, INDEX_SCHEMA, Piece, Source
-from megu_dist.data.columns import MAX_CLASSES, Columns, as_text, read_class_names, resolve
-from megu_dist.data.files import FileSet, assign_splits, filesystem, is_uri, list_files, read_bytes, thread_map
+from megu_dist.data.columns import MAX_CLASSES, Columns, as_text, image_bytes, read_class_names, resolve
+from megu_dist.data.files import FileSet, assign_splits, filesystem, is_uri, list_files, thread_map
 from megu_dist.errors import UserError, nearest
 
 SPLITS = ("train", "test", "validation")
@@ -36,6 +36,7 @@ class ParquetSettings(SourceSettings):
     label_column: str | None = None
     id_column: str | None = None  # none: ids are split/row number
     class_names_file: str | None = None  # text, one name per line, or a JSON list
+    coarse_column: str | None = None  # column of coarse labels, which models then learn (see data/coarse.py)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,19 @@ class ParquetSource(Source):
     def gather(self, split: str, rows: np.ndarray) -> pa.Table:
         return self._read(split, rows, images=True)
 
+    def schema(self) -> Any:
+        """Columns and metadata of the first training file."""
+        return _footer_of(self._layouts["train"].files, 0).schema.to_arrow_schema()
+
+    def beside_labels(self, split: str, column: str) -> Iterator[pa.Table]:
+        """``label`` (class number) and ``value`` (``column`` as stored) of every row, a table per row group."""
+        layout = self._layout(split)
+        for file, part, first in zip(layout.file_of, layout.part_of, layout.first_in_file, strict=True):
+            table = _read_columns(layout.files, int(file), int(part), [self._columns.label, column])
+            rows = np.arange(first, first + len(table))
+            labels = self._labels(table.column(self._columns.label), layout.files.path(int(file)), rows)
+            yield pa.table({"label": labels, "value": table.column(column)})
+
     def _layout(self, split: str) -> _Layout:
         if split not in self._layouts:
             raise UserError(f"the data has no split {split!r}: {nearest(split, self._layouts)}")
@@ -147,7 +161,7 @@ class ParquetSource(Source):
             "label": self._labels(table.column(columns.label), path, in_file),
         }
         if images:
-            out["image"] = _image_bytes(table.column(columns.image), layout.files.root, path, in_file)
+            out["image"] = image_bytes(table.column(columns.image), layout.files.root, path, in_file)
         return pa.table(out, schema=IMAGE_SCHEMA if images else INDEX_SCHEMA)
 
     def _ids(self, table: pa.Table, split: str, rows: np.ndarray, path: str, in_file: np.ndarray) -> Any:
@@ -262,30 +276,3 @@ def _distinct(files: FileSet, number: int, columns: Columns) -> set[Any]:
         values = _read_columns(files, number, part, [columns.label]).column(columns.label)
         found |= set(pc.unique(as_text(values)).to_pylist() if columns.text_labels else [pc.max(values).as_py()])
     return found
-
-
-def _image_bytes(column: Any, root: str, path: str, in_file: np.ndarray) -> Any:
-    """Encoded images; those kept as paths are read from beside the Parquet file."""
-    if not pa.types.is_struct(column.type):
-        images, paths = column.cast(pa.binary()), None
-    else:
-        images = pc.struct_field(column, "bytes").cast(pa.binary())
-        has_path = column.type.get_field_index("path") >= 0
-        paths = pc.struct_field(column, "path") if has_path else None
-    if not images.null_count:
-        return images
-    values, missing = images.to_pylist(), np.flatnonzero(images.is_null().to_numpy()).tolist()
-    names = paths.to_pylist() if paths is not None else [None] * len(values)
-
-    def read(position: int) -> bytes:
-        name = names[position]
-        if not name:
-            raise UserError(f"row {in_file[position]} of {path} has no image: neither bytes nor a path")
-        try:
-            return read_bytes(root, posixpath.join(posixpath.dirname(path), name))
-        except OSError as error:
-            raise UserError(f"row {in_file[position]} of {path}: cannot read its image {name}: {error}") from error
-
-    for position, content in zip(missing, thread_map(read, missing, True), strict=True):
-        values[position] = content
-    return pa.array(values, pa.binary())

@@ -60,6 +60,7 @@ class ConfusionOracle:
             return float("nan")
         if pair.first.name == pair.second.name:
             return MAX_RATING
-        others = np.delete(row, self.column[pair.first.name])
+        own = self.column.get(pair.first.name)  # none for a fine class: each coarse class is another
+        others = row if own is None else np.delete(row, own)
         share = max(row[self.column[pair.second.name]] / max(others.max(), 1e-30), FLOOR)
         return float(MAX_RATING * (1 + np.log(share) / np.log(1 / FLOOR)))
