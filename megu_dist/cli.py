@@ -145,8 +145,10 @@ def run_folder(verb: str, composed: Composed) -> Path:
     return Path(s.run.dir).expanduser().resolve() / name
 
 
-def _with_pipeline(composed: Composed, folder: Path, prepare: Callable[[Pipeline], Callable[[], None]]) -> None:
-    """Checks input, then opens log, lock and Ray around the work that ``prepare`` returns."""
+def _with_pipeline(
+    composed: Composed, folder: Path, prepare: Callable[[Pipeline], Callable[[], None]], config: str = "config.yaml"
+) -> None:
+    """Checks input, then opens log, lock and Ray around the work that ``prepare`` returns; settings go to ``config``."""
     from megu_dist.pipeline import Pipeline
     from megu_dist.progress import Reporter, chatter_to
     from megu_dist.raysession import ray_session
@@ -164,7 +166,7 @@ def _with_pipeline(composed: Composed, folder: Path, prepare: Callable[[Pipeline
     with pipeline.store.locked(), chatter_to(folder / "log.txt") as terminal:
         from megu_dist.store import write_text
 
-        write_text(folder / "config.yaml", composed.yaml)
+        write_text(folder / config, composed.yaml)
         pipeline.reporter = Reporter(terminal)
         with ray_session(composed.settings):
             work()
@@ -220,6 +222,38 @@ def _evaluate(composed: Composed, folder: Path) -> None:
 
     _with_pipeline(composed, folder, prepare)
     _print_results(folder, composed.settings.report.compare)
+
+
+def _analyze(composed: Composed, folder: Path) -> None:
+    from rich.console import Console
+
+    from megu_dist.report.analysis import Analysis, terminal
+    from megu_dist.report.render import refresh_report
+
+    def prepare(pipeline: Pipeline) -> Callable[[], None]:
+        pipeline.check_request()
+        pipeline.check_analysis()
+        found = _models(pipeline, composed)
+        own = folder / "model"  # of a run that unlearned
+        unlearned = composed.settings.evaluate.unlearned or (str(own) if (own / "config.json").is_file() else None)
+        if unlearned:
+            found["unlearned"] = pipeline.open_model(unlearned, "evaluate.unlearned")
+        order = ["original", "unlearned", "retrained"]
+        models = {name: found[name] for name in order if name in found}
+
+        def work() -> None:
+            pipeline.analyze(models)
+
+        return work
+
+    _with_pipeline(composed, folder, prepare, "analysis.yaml")  # config.yaml stays that of the run that unlearned
+    analysis = Analysis.load(folder)
+    assert analysis is not None
+    for table in terminal(analysis):
+        Console().print(table)
+    print(f"analysis: {folder / 'analysis.json'}\nfigures:  {folder / 'analysis'}")
+    if refresh_report(folder):
+        print(f"report:   {folder / 'report.html'}")
 
 
 def _oracle(composed: Composed, folder: Path) -> None:
@@ -413,6 +447,13 @@ VERBS: dict[str, Verb] = {
         "score models on retained and forgotten images",
         "  megu evaluate data=fashion_mnist model.path=runs/original/model evaluate.unlearned=runs/x/model \\\n"
         "      evaluate.retrained=runs/retrained/model 'forget.classes=[Shirt]'",
+    ),
+    "analyze": Verb(
+        _analyze,
+        "how entangled a forgotten class is with its neighbours: shared features, CKA, maps",
+        "  megu analyze data=fashion_mnist model.path=runs/original/model evaluate.unlearned=runs/x/model \\\n"
+        "      evaluate.retrained=runs/retrained/model 'forget.classes=[Shirt]'\n"
+        "  megu analyze … run.name=x   (into the folder of a run: its report gets a section)",
     ),
     "report": Verb(
         _report,

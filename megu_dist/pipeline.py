@@ -428,6 +428,43 @@ class Pipeline:
                 data["seconds"]["retrained_training"] = trained
         write_json(out / "metrics.json", data)
 
+    def check_analysis(self) -> None:
+        """Whether there is a concept to analyse."""
+        from megu_dist.analysis.maps import check as check_map
+
+        if not self.forgotten_names:
+            raise UserError(
+                f"megu analyze looks at forgotten classes: forget.scenario={self.settings.forget.scenario} names none; "
+                "use class or subclass"
+            )
+        check_map(self.settings.analyze.map)
+
+    def analyze(self, models: dict[str, Checkpoint]) -> Record:
+        """``analysis.json`` and ``analysis/`` (map, figures): how entangled what is forgotten is with its neighbours."""
+        from megu_dist.analysis.request import make_request
+        from megu_dist.analysis.stage import analyze
+        from megu_dist.report.analysis import write_figures
+
+        s = self.settings
+        source = self.source.fine if self.fine and self.source.fine is not None else self.source
+        targets = self.subclasses if self.fine else self.classes
+        request = make_request(source.class_names, targets, self.folder, s.analyze, s.seed.evaluate)
+        prints = {name: model.fingerprint() for name, model in models.items()}
+        inputs: dict[str, Any] = {"data": self.source.fingerprint(), "models": prints, "analyze": asdict(s.analyze)}
+        inputs |= {"targets": targets, "seed": s.seed.evaluate, "classes": request.classes}
+        inputs["weights"] = {target: row.tolist() for target, row in request.weights.items()}
+
+        def work(out: Path) -> dict[str, Any]:
+            actors = auto_actors(s.evaluate.num_actors, s.evaluate.num_gpus)
+            told = {"scenario": s.forget.scenario, "fingerprints": prints}
+            found = analyze(source, request, models, s.analyze, s.evaluate, s.seed.evaluate, actors, out, told,
+                            self.reporter.update)  # fmt: skip
+            write_figures(out)
+            return found
+
+        total = len(request.classes) * s.analyze.images_per_class
+        return self._stage("analyze", inputs, ["analysis.json", "analysis"], total, "images", work)
+
     def report(self, evaluated: Record) -> Record:
         """``report.html`` and ``figures/*.png``."""
         from megu_dist.report.render import write_report

@@ -163,6 +163,17 @@ class EvaluateSettings:
 
 
 @dataclass(kw_only=True)
+class AnalyzeSettings:
+    """What `megu analyze` looks at; models are given as for `megu evaluate`."""
+
+    images_per_class: int = 100  # seeded test images of each class
+    neighbours: int = 3  # classes that count as a forgotten class's neighbours
+    max_classes: int = 20  # forgotten classes, their neighbours, then others
+    max_layers: int = 12  # blocks looked at, evenly spread, beside the penultimate layer
+    map: str = "pca"  # pca | umap (needs umap-learn)
+
+
+@dataclass(kw_only=True)
 class RunSettings:
     """Where results go and which Ray cluster does the work."""
 
@@ -198,4 +209,5 @@ class MeguSettings:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     run: RunSettings = field(default_factory=RunSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
+    analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
     exclude_forget: bool = False  # train: leave the forget set out (the retrained reference)

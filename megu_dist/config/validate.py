@@ -18,6 +18,7 @@ CHOICES = {
     "train.batch_norm": ["sync", "local", "frozen"],
     "train.stop": ["fixed", "calibrated"],
     "oracle.on_degenerate": ["stop", "fallback", "keep"],
+    "analyze.map": ["pca", "umap"],
 }
 
 _Rule = tuple[str, Callable[[float], bool]]
@@ -96,6 +97,10 @@ RANGES: dict[str, _Rule] = {
     "run.logical_cpus": ("at least 4", lambda v: v >= 4),
     "run.object_store_gb": ("at least 0.1", lambda v: v >= 0.1),
     "report.images": AT_LEAST_ONE,
+    "analyze.images_per_class": AT_LEAST_ONE,
+    "analyze.neighbours": AT_LEAST_ONE,
+    "analyze.max_classes": AT_LEAST_ONE,
+    "analyze.max_layers": AT_LEAST_ONE,
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from megu_dist.errors import UserError
 from megu_dist.report import wording
+from megu_dist.report.analysis import Analysis
 from megu_dist.report.load import MODELS, RunMetrics, RunResults, load_transition
 from megu_dist.report.wording import Metric, number
 
@@ -47,9 +48,13 @@ def write_report(run_dir: Path, out_dir: Path, compare: Sequence[Path] = (), ima
     out_dir = Path(out_dir)
     folder = out_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = _draw(results, images, folder)
+    analysis = Analysis.load(results.metrics.run_dir)
+    if analysis is not None and not analysis.is_of(results.metrics.run_dir):
+        analysis = None  # of an earlier model
+    pictures = _draw(_figures(results, images), folder)
+    more = [] if analysis is None else _draw(analysis.figures(), folder)
     page = out_dir / "report.html"
-    page.write_text(_html(results, others, pictures), encoding="utf-8")
+    page.write_text(_html(results, others, pictures, analysis, more), encoding="utf-8")
     return page
 
 
@@ -64,13 +69,13 @@ def load_compared(metrics: RunMetrics, compare: Sequence[Path]) -> list[RunMetri
     return others
 
 
-def _draw(results: RunResults, images: int, folder: Path) -> list[Picture]:
+def _draw(figures: Iterator[tuple[str, str, str, str, Figure]], folder: Path) -> list[Picture]:
     """Every figure the run has data for, saved and ready for the page."""
     from megu_dist.report.style import house_style, png_bytes
 
     pictures: list[Picture] = []
     with house_style():
-        for name, heading, caption, alt, figure in _figures(results, images):
+        for name, heading, caption, alt, figure in figures:
             png = png_bytes(figure)
             (folder / f"{name}.png").write_bytes(png)
             width = round(float(figure.get_figwidth()) * 96)
@@ -173,7 +178,13 @@ def _timing_caption(metrics: RunMetrics) -> str:
     return caption or "Seconds per stage."
 
 
-def _html(results: RunResults, others: Sequence[RunMetrics], pictures: Sequence[Picture]) -> str:
+def _html(
+    results: RunResults,
+    others: Sequence[RunMetrics],
+    pictures: Sequence[Picture],
+    analysis: Analysis | None,
+    analysed: Sequence[Picture],
+) -> str:
     from jinja2 import Environment, StrictUndefined
 
     metrics = results.metrics
@@ -190,6 +201,8 @@ def _html(results: RunResults, others: Sequence[RunMetrics], pictures: Sequence[
         arrows=wording.ARROWS,
         compared=[_compare_row(run, metrics) for run in (metrics, *others)] if others else [],
         pictures=pictures,
+        analysis=analysis,
+        analysed=analysed,
         settings=public_settings(results.config_text),
         facts=_facts(results),
     )
@@ -253,6 +266,17 @@ def write_transition_figure(run_dir: Path) -> Path:
     temporary.write_bytes(image)
     temporary.replace(target)
     return target
+
+
+def refresh_report(run_dir: Path) -> bool:
+    """Makes the page again as its run had asked for it; False where there is none to make."""
+    if not (run_dir / "report.html").is_file():
+        return False
+    asked = RunResults.load(run_dir).config.get("report") or {}
+    compare = [Path(path).expanduser().resolve() for path in asked.get("compare") or ()]
+    compare = [path for path in compare if (path / "metrics.json").is_file()]
+    rewrite_report(run_dir, compare, int(asked.get("images", 8)))
+    return True
 
 
 def rewrite_report(run_dir: Path, compare: Sequence[Path] = (), images: int = 8) -> None:

@@ -1,0 +1,86 @@
+"""Where a classifier's features are read: after each block, and before the last linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PENULTIMATE = "penultimate"
+
+
+def blocks(model: nn.Module, limit: int) -> dict[str, nn.Module]:
+    """The model's blocks by name, in order: the children of its largest list of modules, evenly thinned to ``limit``.
+
+    That is ``stages`` of the CIFAR ResNet, the encoder's layers of a vision transformer, the stages of a ConvNet.
+    """
+    from torch import nn
+
+    lists = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList | nn.Sequential)
+    ]
+    if not lists:
+        return {}
+
+    def size(entry: tuple[str, nn.Module]) -> tuple[int, int]:
+        return sum(p.numel() for p in entry[1].parameters()), len(list(entry[1].children()))
+
+    name, chosen = max(lists, key=size)  # the first of equals: the outermost
+    children = [(f"{name}.{key}", child) for key, child in chosen.named_children()]
+    if len(children) > limit:
+        # The last block always stays.
+        kept = np.unique(np.linspace(len(children) - 1, 0, limit).round().astype(int))
+        children = [children[place] for place in kept]
+    return dict(children)
+
+
+def head(model: nn.Module) -> nn.Module | None:
+    """The last linear layer that ends in the labels; its input is the penultimate feature."""
+    from torch import nn
+
+    labels = int(getattr(model.config, "num_labels", 0))
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels]
+    return linear[-1] if linear else None
+
+
+def pool(output: Any) -> Tensor | None:
+    """A block's output as (N, D): the mean over space (N, D, H, W) or tokens (N, T, D); None for what is no feature."""
+    import torch
+
+    if not isinstance(output, torch.Tensor):
+        values = list(output.values()) if hasattr(output, "values") else output
+        output = values[0] if isinstance(values, list | tuple) and values else None
+    if not isinstance(output, torch.Tensor) or output.ndim < 2:
+        return None
+    if output.ndim == 3:
+        output = output.mean(1)
+    return output.flatten(2).mean(2).float() if output.ndim > 2 else output.float()
+
+
+@contextmanager
+def recorded(model: nn.Module, limit: int) -> Iterator[dict[str, Tensor]]:
+    """A dict that each forward pass inside fills: layer name → pooled features (N, D)."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Any) -> None:
+        pooled = pool(output)
+        if pooled is not None:
+            found[name] = pooled.detach()
+
+    def after(name: str) -> Any:
+        return lambda module, inputs, output: keep(name, output)
+
+    handles = [module.register_forward_hook(after(name)) for name, module in blocks(model, limit).items()]
+    last = head(model)
+    if last is not None:
+        handles.append(last.register_forward_pre_hook(lambda module, inputs: keep(PENULTIMATE, inputs[0])))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
