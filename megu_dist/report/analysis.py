@@ -75,6 +75,8 @@ class Analysis:
 
         told = "; ".join(f"{target}: {', '.join(found['names'])}" for target, found in self.data["neighbours"].items())
         caption = f"{ENERGY_WORDS} Neighbours: {told}."
+        if len(self.data["targets"]) > draw.SHOWN_TARGETS:
+            caption += f" Drawn: the first {draw.SHOWN_TARGETS} forgotten classes; the table has all."
         yield (
             FIGURES[0],
             "Shared and own features",

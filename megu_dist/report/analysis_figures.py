@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def class_colours(data: dict[str, Any]) -> dict[str, str]:
     if len(rest) > len(CLASS_COLOURS):
         rest = [name for name in rest if name in near]
     palette = dict(zip(rest, CLASS_COLOURS, strict=False))
-    return palette | dict(zip(data["targets"], TARGET_COLOURS, strict=False))
+    return palette | dict(zip(data["targets"], cycle(TARGET_COLOURS), strict=False))
 
 
 def _models(data: dict[str, Any]) -> list[str]:
