@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FIGURES = ("analysis_energy", "analysis_distances", "analysis_similarity", "analysis_map")
 ENERGY_WORDS = (
     "How much of the forgotten class's feature energy (squared distance from the mean of all classes) lies in the "
-    "directions of its neighbours. High: its features are shared with them; what is left is its own. "
+    "directions of its neighbours. High: its features are shared with them; the rest is its own. "
     "Compare the unlearned model with the retrained one."
 )
 DISTANCE_WORDS = (
