@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from megu_dist.config.compose import known_keys, load
+from megu_dist.config.compose import GROUPS, known_keys, load
+from megu_dist.config.registry import components
 from megu_dist.config.validate import (
     AT_LEAST_ONE,
     CHOICES,
@@ -25,12 +27,26 @@ WRONG = {
     NOT_NEGATIVE: [-1],
     AT_LEAST_ONE: [0, -3],
     SHARE: [-0.1, 1],
+    RANGES["oracle.image_side"]: [8],
+    RANGES["oracle.prior"]: [-0.1, 1.5],
     RANGES["perturb.epsilon"]: [0, 1.5],
+    RANGES["method.gamma"]: [0, 1.5],
+    RANGES["method.saliency"]: [0, 1.5],
+    RANGES["method.epsilon"]: [0, 1.5],
     RANGES["engine.zero_stage"]: [-1, 4],
     RANGES["run.logical_cpus"]: [3],
     RANGES["run.object_store_gb"]: [0.05],
 }
 NAMES = ["T-shirt", "Trouser", "7", "Coat"]
+
+
+def owner(key: str) -> list[str]:
+    """The choice of component that brings the setting ``key``, where the default choice does not."""
+    group, _, name = key.partition(".")
+    for choice, component in components(group).items() if group in GROUPS else ():
+        if component.settings is not None and name in {field.name for field in fields(component.settings)}:
+            return [f"{group}={choice}"]
+    return []
 
 
 def test_the_defaults_pass() -> None:
@@ -44,7 +60,7 @@ def test_every_rule_is_about_a_key_that_exists(key: str) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, rule in RANGES.items() for value in WRONG[rule]])
 def test_a_value_out_of_range(key: str, value: float) -> None:
-    settings = load([f"{key}={value}"]).settings
+    settings = load([*owner(key), f"{key}={value}"]).settings
     with pytest.raises(UserError, match=f"{key}={value}.*must be {RANGES[key][0].split('(')[0].strip()}"):
         check(settings)
 

@@ -9,7 +9,7 @@ import pytest
 from megu_dist.errors import UserError
 from megu_dist.oracle.backends.embedding import EmbeddingOracle, EmbeddingSettings
 from megu_dist.oracle.backends.uniform import UniformOracle, UniformSettings
-from megu_dist.oracle.base import Concept
+from megu_dist.oracle.base import Concept, Oracle, Pair
 
 CLOSER = [
     ("shirt", "T-shirt", "ankle boot"),
@@ -19,6 +19,12 @@ CLOSER = [
 ]
 
 
+def values(oracle: Oracle, pairs: list[tuple[str, str]]) -> list[float]:
+    rated = oracle.rate([Pair(Concept(a), Concept(b)) for a, b in pairs])
+    assert isinstance(rated, list)
+    return [rating.value for rating in rated]
+
+
 @pytest.fixture(scope="module")
 def embedding() -> EmbeddingOracle:
     return EmbeddingOracle(EmbeddingSettings(name="embedding"))
@@ -26,24 +32,26 @@ def embedding() -> EmbeddingOracle:
 
 @pytest.mark.parametrize(("concept", "near", "far"), CLOSER)
 def test_near_concepts_are_rated_higher(embedding: EmbeddingOracle, concept: str, near: str, far: str) -> None:
-    high, low = embedding.rate([(Concept(concept), Concept(near)), (Concept(concept), Concept(far))])
+    high, low = values(embedding, [(concept, near), (concept, far)])
     assert 10 >= high > low + 0.5
     assert low >= 0
 
 
 def test_ratings_do_not_depend_on_the_batch(embedding: EmbeddingOracle) -> None:
-    pairs = [(Concept(a), Concept(b)) for a, *others in CLOSER for b in others]
-    together = embedding.rate(pairs)
+    pairs = [(a, b) for a, *others in CLOSER for b in others]
+    together = values(embedding, pairs)
     fresh = EmbeddingOracle(EmbeddingSettings(name="embedding"))
-    assert [fresh.rate([pair])[0] for pair in reversed(pairs)][::-1] == pytest.approx(together, abs=1e-4)
-    assert embedding.rate([(b, a) for a, b in pairs]) == pytest.approx(together, abs=1e-4)
-    assert embedding.rate([(Concept("cat"), Concept("cat"))])[0] == pytest.approx(10, abs=1e-4)
+    assert [values(fresh, [pair])[0] for pair in reversed(pairs)][::-1] == pytest.approx(together, abs=1e-4)
+    assert values(embedding, [(b, a) for a, b in pairs]) == pytest.approx(together, abs=1e-4)
+    assert values(embedding, [("cat", "cat")])[0] == pytest.approx(10, abs=1e-4)
 
 
-def test_it_says_what_it_is(embedding: EmbeddingOracle) -> None:
-    assert "stand-in" in embedding.stand_in
-    assert embedding.identity.startswith("embedding:")
-    assert len(embedding.identity) > len("embedding:")
+def test_it_says_what_it_is() -> None:
+    known = EmbeddingOracle.about(EmbeddingSettings(name="embedding"))
+    assert "stand-in" in known.stand_in
+    assert known.symmetric
+    assert known.id.startswith("embedding:")
+    assert len(known.id) > len("embedding:")
 
 
 def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -53,6 +61,7 @@ def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_uniform() -> None:
     oracle = UniformOracle(UniformSettings(name="uniform"))
-    ratings = oracle.rate([(Concept("a"), Concept("b")), (Concept("a"), Concept("a"))])
-    assert ratings == [5.0, 5.0]
-    assert oracle.stand_in
+    assert values(oracle, [("a", "b"), ("a", "a")]) == [5.0, 5.0]
+    known = UniformOracle.about(UniformSettings(name="uniform"))
+    assert known.flat
+    assert known.stand_in

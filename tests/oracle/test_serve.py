@@ -11,27 +11,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megu_dist.oracle import cluster_has_serve, serve
+from megu_dist.oracle import cluster_has_serve, serve, shortlist
 from megu_dist.oracle.backends.embedding import EmbeddingOracle, EmbeddingSettings
 from megu_dist.oracle.backends.uniform import UniformSettings
-from megu_dist.oracle.base import Concept
-from megu_dist.oracle.fill import fill
+from megu_dist.oracle.base import Concept, Pair, Rating
+from megu_dist.oracle.fill import Job, fill
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 NAMES = ["shirt", "T-shirt", "ankle boot", "cat", "dog", "truck"]
 
 
+def job(labels: list[int], tau: float = 1.0) -> Job:
+    candidates = shortlist.candidates(0, labels, len(NAMES), [])
+    return Job([Concept(name) for name in NAMES], labels, candidates, tau, True)
+
+
 def test_filling_asks_only_for_the_rows_of_the_request(tmp_path: Path) -> None:
     settings = EmbeddingSettings(name="embedding", max_batch_size=4)
     done: list[int] = []
-    info = fill(settings, NAMES, [0, 3], 1.0, True, tmp_path, done.append)
+    info = fill(settings, job([0, 3]), tmp_path / "store", tmp_path, done.append)
     assert not cluster_has_serve()  # what was started is gone
-    assert info["calls"] == 10 == done[-1]
+    assert info["calls"] == 9 == done[-1]  # ten pairs; shirt-cat and cat-shirt are one question to a symmetric oracle
     data = json.loads((tmp_path / "transition.json").read_text())
     backend = EmbeddingOracle(settings)
     for row, label in enumerate([0, 3]):
         others = [j for j in range(6) if j != label]
-        direct = backend.rate([(Concept(NAMES[label]), Concept(NAMES[j])) for j in others])
+        direct = [r.value for r in backend.rate([Pair(Concept(NAMES[label]), Concept(NAMES[j])) for j in others])]
         assert [data["ratings"][row][j] for j in others] == pytest.approx(direct, abs=1e-3)
         assert data["ratings"][row][label] == 10
         assert data["transition"][row][label] == 0
@@ -40,28 +45,42 @@ def test_filling_asks_only_for_the_rows_of_the_request(tmp_path: Path) -> None:
     assert t.argmax(1).tolist() == [1, 4]
     assert (data["rows"], data["row_labels"], data["columns"]) == (["shirt", "cat"], [0, 3], NAMES)
     assert data["oracle"]["name"] == "embedding"
-    assert data["oracle"]["id"] == backend.identity
+    assert data["oracle"]["id"] == EmbeddingOracle.about(settings).id
 
 
-def test_a_replica_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_temperature_costs_no_call(tmp_path: Path) -> None:
+    settings = EmbeddingSettings(name="embedding")
+    fill(settings, job([3]), tmp_path / "store", tmp_path, lambda done: None)
+    first = json.loads((tmp_path / "transition.json").read_text())
+    info = fill(settings, job([3], tau=0.1), tmp_path / "store", tmp_path, lambda done: None)
+    again = json.loads((tmp_path / "transition.json").read_text())
+    assert (info["calls"], info["reused"]) == (0, 5)
+    assert again["ratings"] == first["ratings"]
+    assert max(again["transition"][0]) > max(first["transition"][0])
+
+
+def test_a_replica_that_dies_is_replaced() -> None:
     import ray
 
-    monkeypatch.setattr(serve, "IN_FLIGHT", 8)
-    pairs = [(Concept(a), Concept(b)) for a in NAMES for b in NAMES] * 20
+    wanted = [Pair(Concept(a), Concept(b)) for a in NAMES for b in NAMES] * 20
+    settings = UniformSettings(name="uniform", max_batch_size=4, pairs_per_request=1, num_replicas=1)
     killed = threading.Event()
+    got: list[Rating] = []
 
-    def kill(done: int) -> None:
-        if done >= 100 and not killed.is_set():
+    def arrived(pairs: list[Pair], ratings: list[Rating]) -> None:
+        assert len(pairs) == len(ratings)
+        got.extend(ratings)
+        if len(got) >= 100 and not killed.is_set():
             killed.set()
             os.kill(pid, signal.SIGKILL)
 
-    with serve.served(UniformSettings(name="uniform", max_batch_size=4, num_replicas=1)) as handle:
+    with serve.served(settings) as handle:
         replicas = [a for a in ray.util.list_named_actors(all_namespaces=True) if a["name"].startswith("SERVE_REPLICA")]
         assert len(replicas) == 1
         pid = _pid(replicas[0])
-        ratings = serve.rate_all(handle, pairs, 60, kill)
+        serve.rate_all(handle, wanted, settings, arrived)
     assert killed.is_set()
-    assert ratings == [5.0] * len(pairs)
+    assert [rating.value for rating in got] == [5.0] * len(wanted)
 
 
 def _pid(actor: dict[str, str]) -> int:
@@ -75,10 +94,13 @@ def _pid(actor: dict[str, str]) -> int:
 def test_serve_that_runs_already_is_left_running() -> None:
     from ray import serve as ray_serve
 
+    settings = UniformSettings(name="uniform")
+    got: list[Rating] = []
     ray_serve.start(proxy_location="Disabled")
     try:
-        with serve.served(UniformSettings(name="uniform")) as handle:
-            assert serve.rate_all(handle, [(Concept("a"), Concept("b"))], 60) == [5.0]
+        with serve.served(settings) as handle:
+            serve.rate_all(handle, [Pair(Concept("a"), Concept("b"))], settings, lambda _, ratings: got.extend(ratings))
+        assert [rating.value for rating in got] == [5.0]
         assert cluster_has_serve()
         assert not ray_serve.status().applications
     finally:

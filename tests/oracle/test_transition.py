@@ -38,7 +38,7 @@ def test_a_small_temperature_does_not_overflow() -> None:
     np.testing.assert_allclose(t, [[0, 0, 0, 1], [0, 0, 0.5, 0.5]], atol=1e-12)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -0.5, 10.5])
+@pytest.mark.parametrize("bad", [np.inf, -0.5, 10.5])
 def test_ratings_outside_the_scale_are_refused(bad: float) -> None:
     ratings = RATINGS.copy()
     ratings[1, 2] = bad
@@ -52,3 +52,17 @@ def test_rows_by_label() -> None:
     np.testing.assert_array_equal(transition.rows_for(np.array([2, 0, 2])), [[0.5, 0.5, 0], [0, 1, 0], [0.5, 0.5, 0]])
     with pytest.raises(KeyError):
         transition.rows_for(np.array([1]))
+
+
+def test_what_was_not_rated_shares_the_tail() -> None:
+    ratings = np.array([[10.0, 2.0, np.nan, np.nan, 5.0]])
+    t = from_ratings(ratings, [0], 1.0, True, tail_mass=0.1)
+    head = np.exp([2.0, 5.0])
+    np.testing.assert_allclose(t[0, [1, 4]], 0.9 * head / head.sum())
+    np.testing.assert_allclose(t[0, [2, 3]], 0.05)
+    assert t[0, 0] == 0
+
+
+def test_a_row_without_any_rating_is_uniform() -> None:
+    t = from_ratings(np.array([[10.0, np.nan, np.nan]]), [0], 1.0, True, tail_mass=0.1)
+    np.testing.assert_allclose(t, [[0, 0.5, 0.5]])
