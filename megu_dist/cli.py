@@ -256,6 +256,35 @@ def _analyze(composed: Composed, folder: Path) -> None:
         print(f"report:   {folder / 'report.html'}")
 
 
+def _benchmark(composed: Composed, folder: Path) -> None:
+    from rich.console import Console
+
+    from megu_dist.benchmark import driver, outcome
+    from megu_dist.config.validate import check
+    from megu_dist.progress import Reporter, chatter_to
+    from megu_dist.raysession import ray_session
+    from megu_dist.store import ArtefactStore, write_text
+
+    check(composed.settings)
+    cells = driver.check(composed)
+    with ArtefactStore(folder).locked(), chatter_to(folder / "log.txt") as terminal:
+        write_text(folder / "config.yaml", composed.yaml)
+        reporter = Reporter(terminal)
+        with ray_session(composed.settings):
+            results = driver.run(composed, cells, folder, reporter)
+    table = outcome.write(results, folder)
+    for shown in outcome.terminal(table):
+        Console().print(shown)
+    bad = [result for result in results if result["status"] in ("failed", "blocked")]
+    for result in bad:
+        print(f"{result['status']}: {result['id']}: {result['error']}")
+    print(f"cells:   {folder / 'cells.parquet'}\ntables:  {folder / 'tables'}\nfigures: {folder / 'figures'}")
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(results)} cells have no result; run the same command again to try them once more"
+        )
+
+
 def _oracle(composed: Composed, folder: Path) -> None:
     from megu_dist import pipeline as stages
 
@@ -397,6 +426,13 @@ VERBS: dict[str, Verb] = {
         "  megu train data=parquet data.path=s3://bucket/cifar10 train.epochs=30 run.name=original\n"
         "  megu train experiment=fashion_mnist_train exclude_forget=true 'forget.classes=[Shirt]'",
         ("train=scratch",),
+    ),
+    "benchmark": Verb(
+        _benchmark,
+        "tune and compare methods on many forget requests and seeds, against retrained models",
+        "  megu benchmark experiment=benchmark_digits\n"
+        "  megu benchmark experiment=benchmark_small data.path=DIR/cifar10 run.name=small\n"
+        "  megu benchmark experiment=benchmark_small 'benchmark.methods=[megu,scrub]' 'benchmark.seeds=[0]'",
     ),
     "oracle": Verb(
         _oracle,

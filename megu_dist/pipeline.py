@@ -35,14 +35,15 @@ SHORTLIST_IMAGES = 256  # forget images per class that tell where the classifier
 class Pipeline:
     """One command on one run folder. Construction checks all input that can be checked without Ray."""
 
-    def __init__(self, settings: MeguSettings, folder: Path, reporter: Reporter) -> None:
+    def __init__(self, settings: MeguSettings, folder: Path, reporter: Reporter, source: Source | None = None) -> None:
         self.settings, self.folder, self.reporter = settings, folder.resolve(), reporter
         check(settings)
-        self.source: Source = open_source(settings.data)
+        self.source: Source = source or open_source(settings.data)
         self.names = self.source.class_names
         self.classes: list[int] = []  # labels of the model's label space that are forgotten as a whole
         self.subclasses: list[int] = []  # fine labels that are forgotten
         self.store = ArtefactStore(self.folder, settings.run.resume)
+        self.references: Path | None = None  # where predictions of models that many runs compare with are kept
 
     # --- checks -----------------------------------------------------------------------------------------------------
 
@@ -362,6 +363,7 @@ class Pipeline:
         s = self.settings
         inputs: dict[str, Any] = {"split": split_key, "seed": s.seed.evaluate, "limit": s.evaluate.retain_train_limit}
         inputs["models"] = {name: model.fingerprint() for name, model in models.items()}
+        inputs["split_scored"] = s.evaluate.split
         inputs["stages"] = {record.stage: record.seconds for record in records}
         reader = self._parts(split, next(iter(models.values())))
 
@@ -371,7 +373,11 @@ class Pipeline:
             start = time.monotonic()
             actors = auto_actors(s.evaluate.num_actors, s.evaluate.num_gpus)
             folders = {name: str(model.folder) for name, model in models.items()}
-            found = predict.predict(reader, folders, s.evaluate, actors, out / "predictions", self.reporter.update)
+            kept = predict.Kept(self.references, inputs["models"], content_key({k: inputs[k] for k in (
+                "split", "seed", "limit", "split_scored")} | {"data": self.source.fingerprint()}))  # fmt: skip
+            found = predict.predict(
+                reader, folders, s.evaluate, actors, out / "predictions", self.reporter.update, kept
+            )
             per_model, versus = base.compute(found, s.seed.evaluate)
             seconds = {r.stage: r.seconds for r in records} | {"evaluate": round(time.monotonic() - start, 3)}
             seconds["total"] = round(sum(seconds.values()), 3)
@@ -387,8 +393,13 @@ class Pipeline:
         s = self.settings
         kept = plan.complement(self.source.num_rows("train"), split.rows)
         kept = plan.sample(kept, s.evaluate.retain_train_limit, s.seed.evaluate, 0)
-        test = np.arange(self.source.num_rows("test"))
-        parts = (("retain_train", "train", kept), ("forget_train", "train", split.rows), ("retain_test", "test", test))
+        scored = s.evaluate.split
+        unseen = np.arange(self.source.num_rows(scored))
+        parts = (
+            ("retain_train", "train", kept),
+            ("forget_train", "train", split.rows),
+            ("retain_test", scored, unseen),
+        )
         if self.fine:
             return PartReader(self.source, model.preprocess, parts, tuple(self.subclasses), "fine")
         return PartReader(self.source, model.preprocess, parts, tuple(self.classes))

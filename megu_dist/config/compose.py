@@ -20,7 +20,7 @@ from megu_dist.config.registry import KINDS, components
 from megu_dist.config.schema import MeguSettings
 from megu_dist.errors import UserError, nearest
 
-FREE = ("model.config", "oracle.members")  # their own keys are checked by those who read them
+FREE = ("model.config", "oracle.members", "benchmark.groups")  # their own keys are checked by those who read them
 GROUPS = [kind for kind in KINDS if kind != "metric"]  # a metric has no settings of its own
 
 
@@ -30,6 +30,8 @@ class Composed:
 
     settings: MeguSettings
     yaml: str
+    words: tuple[str, ...] = ()  # what was composed, so that it can be composed again with other words
+    extra_dir: str | None = None
 
 
 def config_dir() -> Path:
@@ -58,7 +60,7 @@ def load(words: Sequence[str], defaults: Sequence[str] = (), extra_dir: str | No
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explain(error, words)) from None
     assert isinstance(settings, MeguSettings)
-    return Composed(settings, OmegaConf.to_yaml(config, resolve=True))
+    return Composed(settings, OmegaConf.to_yaml(config, resolve=True), (*defaults, *words), extra_dir)
 
 
 def _store_schemas() -> None:

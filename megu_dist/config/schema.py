@@ -156,6 +156,8 @@ class EvaluateSettings:
 
     unlearned: str | None = None  # folder of the unlearned model (megu evaluate; megu unlearn scores its own)
     retrained: str | None = None  # folder of the retrained reference
+    retrained_second: str | None = None  # one of another seed: the distance that chance alone makes
+    split: str = "test"  # test | validation: images never trained on that are scored
     retain_train_limit: int | None = 20000  # seeded sample of retained training images; none: all
     batch_size: int = 512
     num_actors: int = 0  # 0: one per GPU, or one per 8 CPUs
@@ -171,6 +173,26 @@ class AnalyzeSettings:
     max_classes: int = 20  # forgotten classes, their neighbours, then others
     max_layers: int = 12  # blocks looked at, evenly spread, beside the penultimate layer
     map: str = "pca"  # pca | umap (needs umap-learn)
+
+
+@dataclass(kw_only=True)
+class BenchmarkSettings:
+    """What `megu benchmark` compares. Lists of words are key=value settings, later ones win.
+
+    A group has ``data`` (data and model), ``train`` (original and retrained models), ``unlearn`` (every method),
+    ``search`` (the forget request that methods are tuned on), ``targets`` (name → forget request, scored) and
+    ``variants`` (name → words with method=…, scored with that method's tuned settings).
+    """
+
+    methods: list[str] = field(default_factory=list)  # none: all
+    groups: dict[str, Any] = field(default_factory=dict)
+    seeds: list[Any] = field(default_factory=lambda: [0, 1, 2])  # one for s_t, s_u and s_e, or [s_t, s_u, s_e]
+    trials: int = 8  # settings that are tried for each method and group, on validation images
+    floor: bool = True  # also compare with a second retrained model
+    runners: int = 0  # cells at a time; 0: one per GPU share, or one per core
+    num_gpus: float = 0.0  # per cell
+    retries: int = 1  # of a cell that fails
+    decode_gb: float = 4.0  # data sets up to this size are decoded once
 
 
 @dataclass(kw_only=True)
@@ -210,4 +232,5 @@ class MeguSettings:
     run: RunSettings = field(default_factory=RunSettings)
     report: ReportSettings = field(default_factory=ReportSettings)
     analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
+    benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
     exclude_forget: bool = False  # train: leave the forget set out (the retrained reference)

@@ -18,6 +18,7 @@ CHOICES = {
     "train.batch_norm": ["sync", "local", "frozen"],
     "train.stop": ["fixed", "calibrated"],
     "oracle.on_degenerate": ["stop", "fallback", "keep"],
+    "evaluate.split": ["test", "validation"],
     "analyze.map": ["pca", "umap"],
 }
 
@@ -94,6 +95,11 @@ RANGES: dict[str, _Rule] = {
     "engine.zero_stage": ("0, 1, 2 or 3", lambda v: v in (0, 1, 2, 3)),
     "evaluate.batch_size": AT_LEAST_ONE,
     "evaluate.retain_train_limit": AT_LEAST_ONE,
+    "benchmark.trials": AT_LEAST_ONE,
+    "benchmark.runners": NOT_NEGATIVE,
+    "benchmark.num_gpus": NOT_NEGATIVE,
+    "benchmark.retries": NOT_NEGATIVE,
+    "benchmark.decode_gb": NOT_NEGATIVE,
     "run.logical_cpus": ("at least 4", lambda v: v >= 4),
     "run.object_store_gb": ("at least 0.1", lambda v: v >= 0.1),
     "report.images": AT_LEAST_ONE,

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from megu_dist.data.decoded import DecodedImages
 
 INDEX_SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string()), ("label", pa.int64())])
 IMAGE_SCHEMA = pa.schema([*INDEX_SCHEMA, ("image", pa.binary())])
@@ -30,6 +34,8 @@ class Piece:
 
 class Source(ABC):
     """A labelled image data set."""
+
+    decoded: DecodedImages | None = None  # its images decoded beforehand, where somebody did so
 
     @property
     @abstractmethod

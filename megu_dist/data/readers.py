@@ -59,8 +59,13 @@ class ImageReader:
     def __call__(self, batch: Arrays) -> Arrays:
         """{row: (N,)} → {row, label: (N,), image: uint8 (N, C, H, W)}; where asked, id and (if there are any) fine labels."""
         rows = np.asarray(batch["row"])
-        table = self.source.gather(self.split, rows)
-        images = decode(table, self.preprocess)
+        kept = self.source.decoded
+        found = None if kept is None else kept.read(self.split, rows, self.preprocess)
+        if found is None:
+            table = self.source.gather(self.split, rows)
+            images = decode(table, self.preprocess)
+        else:
+            table, images = found
         if self.augment is not None:
             (images,) = self.augment(rows, [images])
         out = {"row": rows, "label": table["label"].to_numpy(), "image": images}

@@ -82,9 +82,9 @@ def scan(
     from megu_dist.data import stream
 
     pieces = source.pieces(split)
-    blocks = stream.dataset(np.arange(len(pieces)), _Scan(source, split, keep, columns), max(1, len(pieces) // 64))
+    reader, chunk = _Scan(source, split, keep, columns), max(1, len(pieces) // 64)
     tables, counts, done = [], np.zeros(len(source.class_names), np.int64), 0
-    for batch in blocks.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in stream.blocks(np.arange(len(pieces)), reader, chunk, batch_format="pyarrow"):
         for record in batch.to_pylist():
             tables.append(pa.ipc.open_stream(record["table"]).read_all())
             counts += np.asarray(record["counts"])

@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -15,6 +16,70 @@ Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 LOCAL_TASKS = "MEGU_LOCAL_TASKS"  # set for all processes of a local Ray by megu_dist.raysession
 TASK_BYTES = 32 << 20  # decoded bytes that one task yields: many tasks per core, few megabytes in flight
+
+
+_here = False
+
+
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """Within the block, what would be Ray Data jobs is done in this process, in the same order and by the same code.
+
+    For processes that are Ray actors themselves and do many small pieces of work, as the cells of a benchmark are.
+    """
+    global _here
+    before, _here = _here, True
+    try:
+        yield
+    finally:
+        _here = before
+
+
+def here() -> bool:
+    """Whether work is done in this process."""
+    return _here
+
+
+def blocks(
+    rows: np.ndarray,
+    reader: Callable[[Arrays], Any],
+    chunk: int,
+    actor: Callable[..., Any] | None = None,
+    arguments: dict[str, Any] | None = None,
+    actors: int = 1,
+    num_gpus: float = 0.0,
+    batch_format: str = "numpy",
+    prefetch: int = 1,
+) -> Iterator[Any]:
+    """What ``reader`` makes of ``rows``, and the class ``actor(**arguments)`` of that: block by block, in row order.
+
+    A Ray Data job with tasks that read and ``actors`` actors, each with a share ``num_gpus`` of a GPU.
+    """
+    if _here:
+        work = actor(**(arguments or {})) if actor else None
+        for start in range(0, len(rows), chunk):
+            block = reader({"row": rows[start : start + chunk]})
+            yield _converted(block if work is None else work(block), batch_format)
+        return
+    data = dataset(rows, reader, chunk)
+    if actor is not None:
+        data = data.map_batches(
+            actor,
+            batch_size=None,
+            batch_format="numpy",
+            zero_copy_batch=True,
+            compute=actor_pool(actors),
+            num_cpus=1,
+            num_gpus=num_gpus,
+            fn_constructor_kwargs=arguments,
+        )
+    yield from data.iter_batches(batch_size=None, batch_format=batch_format, prefetch_batches=prefetch)
+
+
+def _converted(block: Any, batch_format: str) -> Any:
+    if batch_format == "numpy" and isinstance(block, pa.Table):
+        return {name: block[name].to_numpy() for name in block.column_names}
+    return block
 
 
 def task_rows(row_bytes: int) -> int:

@@ -75,11 +75,14 @@ def make_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optimi
     return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0)
 
 
+THREADS = "MEGU_THREADS"  # set for processes that share a machine with others that megu does not know of
+
+
 def set_threads(threads: int, workers_here: int) -> int:
     """Caps torch's threads so that the workers of a node share its cores; returns the number."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = threads or max(1, cores // max(1, workers_here))
+    count = threads or int(os.environ.get(THREADS, 0)) or max(1, cores // max(1, workers_here))
     torch.set_num_threads(count)
     return count

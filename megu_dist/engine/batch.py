@@ -75,8 +75,7 @@ class Rows:
             shares_empty = True
         else:
             shares_empty = False
-            data = stream.dataset(wanted, self.reader(epoch), stream.task_rows(self.row_bytes))
-            blocks = data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+            blocks = stream.blocks(wanted, self.reader(epoch), stream.task_rows(self.row_bytes), prefetch=2)
         sizes = [len(share) for share in shares]
         groups = ({} for _ in sizes) if shares_empty else stream.in_steps(blocks, sizes)
         for step, arrays in zip(range(first, steps), groups, strict=True):

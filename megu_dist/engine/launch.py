@@ -22,6 +22,10 @@ def fit(job: TrainJob, checkpoint_root: Path, progress: Callable[[dict[str, Any]
     Checkpoints go to ``checkpoint_root``, one folder per attempt; the newest whole one is resumed from, with the log
     lines of the epochs before it. Worker failures restart the group up to ``train.max_failures`` times.
     """
+    from megu_dist.engine import inline
+
+    if inline.suits(job):
+        return inline.fit_here(job, checkpoint_root)
     import ray.train
     from ray.train.torch import TorchTrainer
 

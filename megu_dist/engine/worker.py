@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,43 @@ class TrainJob:
 
 def run(config: dict[str, Any]) -> dict[str, Any] | None:
     """The train function: builds the model, runs the method, writes the model on rank 0. Returns what it did."""
-    import torch
     from ray import train as ray_train
+
+    session, job = ray_train.get_context(), config["job"]
+    resumed = ray_train.get_checkpoint()
+    place = Place(
+        rank=session.get_world_rank(),
+        world=session.get_world_size(),
+        local_world=session.get_local_world_size(),
+        device=ray_train.torch.get_device(),
+        report=_report,
+        resume=Path(resumed.path) if resumed is not None else (Path(job.resume) if job.resume else None),
+    )
+    return work(job, place)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker stands, where its checkpoints go and which one it goes on from."""
+
+    rank: int
+    world: int
+    local_world: int
+    device: Any
+    report: Callable[[dict[str, Any], Path | None, str], None]
+    resume: Path | None
+
+
+def work(job: TrainJob, place: Place) -> dict[str, Any] | None:
+    """One worker's part of ``job``."""
+    import torch
 
     from megu_dist.engine.base import set_threads
     from megu_dist.engine.context import Context
 
-    job: TrainJob = config["job"]
-    session = ray_train.get_context()
-    rank, world = session.get_world_rank(), session.get_world_size()
-    device = ray_train.torch.get_device()
-    set_threads(job.settings.train.threads, session.get_local_world_size())
+    rank, world, device = place.rank, place.world, place.device
+    set_threads(job.settings.train.threads, place.local_world)
     torch.manual_seed(job.seed)
-    resumed = ray_train.get_checkpoint()
     context = Context(
         settings=job.settings,
         engine=lookup("engine", job.settings.engine.name).target(job.settings.engine),
@@ -59,8 +84,8 @@ def run(config: dict[str, Any]) -> dict[str, Any] | None:
         seed=job.seed,
         history=Path(job.history),
         calibrator=_calibrator(job, device, rank, world),
-        resume=Path(resumed.path) if resumed is not None else (Path(job.resume) if job.resume else None),
-        report=_report,
+        resume=place.resume,
+        report=place.report,
         forget_classes=job.forget_classes,
     )
     method = lookup("method", job.settings.method.name).target(job.settings.method)

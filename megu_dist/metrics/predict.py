@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,34 +106,71 @@ def predict(
     actors: int,
     out: Path,
     progress: Callable[[int], None],
+    kept: Kept | None = None,
 ) -> dict[str, Parts]:
-    """Writes ``out/<model>.parquet`` and returns the predictions by model and part."""
+    """Writes ``out/<model>.parquet`` and returns the predictions by model and part; those ``kept`` are not made again."""
     from megu_dist.data import stream
 
-    data = stream.dataset(
-        np.arange(reader.count), reader, stream.task_rows(int(np.prod(reader.preprocess.shape)))
-    ).map_batches(
-        Predictor,
-        batch_size=None,
-        batch_format="numpy",
-        zero_copy_batch=True,
-        compute=stream.actor_pool(actors),
-        num_cpus=1,
-        num_gpus=settings.num_gpus,
-        fn_constructor_kwargs={"folders": folders, "settings": settings, "actors": actors},
-    )
+    names = list(folders)
+    known = {} if kept is None else kept.find(names)
+    folders = {name: folder for name, folder in folders.items() if name not in known}
+    rows, chunk = np.arange(reader.count), stream.task_rows(int(np.prod(reader.preprocess.shape)))
+    arguments = {"folders": folders, "settings": settings, "actors": actors}
     blocks, done = [], 0
-    for block in data.iter_batches(batch_size=None, batch_format="numpy"):
+    for block in stream.blocks(rows, reader, chunk, Predictor, arguments, actors, settings.num_gpus):
         blocks.append({key: np.array(value) for key, value in block.items()})
         done += len(block["row"])
         progress(done)
     order = np.argsort(np.concatenate([b["row"] for b in blocks]), kind="stable")
     merged = {key: np.concatenate([b[key] for b in blocks])[order] for key in blocks[0]}
     out.mkdir(parents=True, exist_ok=True)
-    return {name: _write(name, merged, out) for name in folders}
+    for name in folders:
+        if name not in known:
+            _write(name, merged, out)
+            if kept is not None:
+                kept.keep(name, out / f"{name}.parquet")
+    return {name: read(known.get(name, out / f"{name}.parquet")) for name in names}
 
 
-def _write(name: str, merged: Arrays, out: Path) -> Parts:
+@dataclass(frozen=True)
+class Kept:
+    """Predictions on the same images of models that many runs compare with: ``folder/<images>/<model>.parquet``."""
+
+    folder: Path | None  # none: nothing is kept
+    fingerprints: dict[str, str]  # of models by name
+    images: str  # hash of what says which images
+
+    def path(self, name: str) -> Path | None:
+        """Where a model's predictions are, or would be; None for the unlearned one, which is no other run's."""
+        if self.folder is None or name == "unlearned":
+            return None
+        return self.folder / self.images[:16] / f"{self.fingerprints[name][:32]}.parquet"
+
+    def find(self, names: Iterable[str]) -> dict[str, Path]:
+        """Those that are there."""
+        return {name: path for name in names if (path := self.path(name)) is not None and path.is_file()}
+
+    def keep(self, name: str, file: Path) -> None:
+        """Copies a model's predictions there, atomically."""
+        path = self.path(name)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            shutil.copyfile(file, temporary)
+            temporary.replace(path)
+
+
+def read(file: Path) -> Parts:
+    """The predictions in ``predictions/<model>.parquet``."""
+    table = pq.read_table(file)
+    part = table["part"].to_numpy(zero_copy_only=False)
+    label, prediction, loss, entropy = (table[n].to_numpy() for n in ("label", "prediction", "loss", "entropy"))
+    probs = table["probs"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    masks = {name: part == name for name in PARTS}
+    return {n: Predictions(label[m], prediction[m], loss[m], entropy[m], probs[m]) for n, m in masks.items() if m.any()}
+
+
+def _write(name: str, merged: Arrays, out: Path) -> None:
     probs, loss = merged[f"{name}/probs"], merged[f"{name}/loss"]
     entropy = -(probs * np.log(np.maximum(probs, 1e-12))).sum(1)
     prediction = probs.argmax(1)
@@ -147,9 +186,3 @@ def _write(name: str, merged: Arrays, out: Path) -> Parts:
         }
     )
     pq.write_table(table, out / f"{name}.parquet", compression="zstd")
-    parts = {}
-    for number, part in enumerate(PARTS):
-        m = merged["part"] == number
-        if m.any():
-            parts[part] = Predictions(merged["label"][m], prediction[m], loss[m], entropy[m], probs[m])
-    return parts

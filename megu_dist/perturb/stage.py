@@ -37,27 +37,18 @@ def perturb(
     reader = ImageReader(source, "train", checkpoint.preprocess, keep_id=True)
     row_bytes = int(np.prod(checkpoint.preprocess.shape)) * (2 + settings.draws)
     chunk = min(stream.task_rows(row_bytes), max(16, -(-len(rows) // (4 * actors))))
-    data = stream.dataset(rows, reader, chunk).map_batches(
-        Perturber,
-        batch_size=None,
-        batch_format="numpy",
-        zero_copy_batch=True,
-        compute=stream.actor_pool(actors),
-        num_cpus=1,
-        num_gpus=settings.num_gpus,
-        fn_constructor_kwargs={
-            "model_folder": str(checkpoint.folder),
-            "transition": transition,
-            "forgotten": forgotten,
-            "settings": settings,
-            "seed": seed,
-            "out": str(out),
-            "actors": actors,
-            "fine": fine,
-        },
-    )
+    arguments = {
+        "model_folder": str(checkpoint.folder),
+        "transition": transition,
+        "forgotten": forgotten,
+        "settings": settings,
+        "seed": seed,
+        "out": str(out),
+        "actors": actors,
+        "fine": fine,
+    }
     done = 0
-    for batch in data.iter_batches(batch_size=None, batch_format="numpy"):
+    for batch in stream.blocks(rows, reader, chunk, Perturber, arguments, actors, settings.num_gpus):
         done += int(batch["rows"].sum())
         progress(done)
     if done != len(rows):

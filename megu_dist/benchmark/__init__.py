@@ -1,0 +1,1 @@
+"""Methods × forget requests × seeds, each tuned with the same budget, measured against retrained models."""
