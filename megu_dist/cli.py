@@ -190,6 +190,9 @@ def _models(pipeline: Pipeline, composed: Composed) -> dict[str, Checkpoint]:
     models = {"original": pipeline.open_model(composed.settings.model.path, "model.path")}
     if composed.settings.evaluate.retrained:
         models["retrained"] = pipeline.open_model(composed.settings.evaluate.retrained, "evaluate.retrained")
+        if composed.settings.evaluate.retrained_second:
+            second = pipeline.open_model(composed.settings.evaluate.retrained_second, "evaluate.retrained_second")
+            models["retrained_second"] = second
     return models
 
 

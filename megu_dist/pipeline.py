@@ -379,9 +379,13 @@ class Pipeline:
                 reader, folders, s.evaluate, actors, out / "predictions", self.reporter.update, kept
             )
             per_model, versus = base.compute(found, s.seed.evaluate)
+            floor = None
+            if "retrained_second" in found:
+                floor = base.against_retrained("retrained_second", found, per_model)
+                del per_model["retrained_second"]  # a measure of chance, and not a model of the run
             seconds = {r.stage: r.seconds for r in records} | {"evaluate": round(time.monotonic() - start, 3)}
             seconds["total"] = round(sum(seconds.values()), 3)
-            self._write_metrics(out, split, method, per_model, versus, seconds, records)
+            self._write_metrics(out, split, method, per_model, versus, floor, seconds, records)
             return {}
 
         return self._stage("evaluate", inputs, ["metrics.json", "predictions"], reader.count, "images", work)
@@ -411,6 +415,7 @@ class Pipeline:
         method: str,
         per_model: dict[str, Any],
         versus: dict[str, float] | None,
+        floor: dict[str, float] | None,
         seconds: dict[str, float],
         records: list[Record],
     ) -> None:
@@ -437,6 +442,10 @@ class Pipeline:
             trained = _training_seconds(str(s.evaluate.retrained))
             if trained is not None:
                 data["seconds"]["retrained_training"] = trained
+                if "finetune" in seconds:
+                    versus["seconds_ratio"] = (seconds.get("perturb", 0.0) + seconds["finetune"]) / trained
+        if floor is not None:
+            data["versus_floor"] = floor
         write_json(out / "metrics.json", data)
 
     def check_analysis(self) -> None:

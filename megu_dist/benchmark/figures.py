@@ -88,7 +88,8 @@ def bars(part: pd.DataFrame, title: str) -> Figure:
 def cost(part: pd.DataFrame, title: str) -> Figure:
     """Share of the retraining time against the average gap."""
     figure, (axis,) = _figure(6.5, 4.5)
-    if "seconds_ratio" in part and "versus_retrained/avg_gap" in part:
-        _points(axis, part.dropna(subset=["seconds_ratio"]), "seconds_ratio", "versus_retrained/avg_gap")
+    ratio, gap = "versus_retrained/seconds_ratio", "versus_retrained/avg_gap"
+    if ratio in part and gap in part:
+        _points(axis, part.dropna(subset=[ratio]), ratio, gap)
     axis.set(xlabel="seconds / seconds of retraining", ylabel="average gap to the retrained model", title=label(title))
     return figure

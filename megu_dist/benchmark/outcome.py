@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PLAIN = ("id", "kind", "group", "target", "method", "base", "seed", "trial", "status", "error", "scenario", "objective",
-         "seconds", "seconds_ratio", "cell_seconds")  # fmt: skip
+         "seconds", "cell_seconds")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ COLUMNS = (
     Column("versus_retrained/tow_mia", "ToW-MIA", 1),
     Column("versus_retrained/avg_gap", "avg gap", -1),
     Column("versus_retrained/kl_forget", "KL forget", -1),
-    Column("seconds_ratio", "time / retraining", -1),
+    Column("versus_retrained/seconds_ratio", "time / retraining", -1),
 )
 REFERENCES = {"original": "original", "retrained": "retrained", "floor": "second retrained"}
 

@@ -86,7 +86,12 @@ class CellRunner:
     def _key(self, cell: Cell, composed: Composed) -> str:
         """What the cell's numbers follow from: its settings and the weights that it starts from."""
         settings = asdict(composed.settings)
-        for name in ("run", "report", "benchmark", "analyze"):
+        dropped = ["run", "report", "benchmark", "analyze"]
+        if cell.kind in ("original", "retrained"):
+            dropped += ["oracle", "perturb", "method", "evaluate"]
+        elif not lookup("method", composed.settings.method.name).target.needs_perturbed:
+            dropped += ["oracle", "perturb"]
+        for name in dropped:
             del settings[name]
         settings = {k: {n: v for n, v in part.items() if n not in EXECUTION_ONLY} if isinstance(part, dict) else part
                     for k, part in settings.items()}  # fmt: skip
@@ -159,9 +164,6 @@ class CellRunner:
         result |= {name: metrics[name] for name in ("versus_retrained", "versus_floor") if name in metrics}
         seconds = metrics["seconds"]
         result["seconds"] = seconds.get("perturb", 0.0) + seconds["finetune"]
-        trained = seconds.get("retrained_training")
-        if trained:
-            result["seconds_ratio"] = result["seconds"] / trained
         if cell.kind == "trial":
             result["objective"] = objective(metrics["models"], s.forget.scenario)
         for name in ("model", "predictions", "checkpoints", "perturbed", ".previous"):  # what is kept is the numbers

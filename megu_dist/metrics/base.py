@@ -58,10 +58,16 @@ def compute(models: dict[str, Parts], seed: int) -> tuple[dict[str, Numbers], Nu
     per_model = {name: _merge(f(parts, seed) for f in single) for name, parts in models.items()}
     if not {"unlearned", "retrained"} <= models.keys():
         return per_model, None
-    pairs = [f for f in functions if f.scope == "versus"]
-    ours, reference = ("unlearned", "retrained")
-    versus = _merge(f(models[ours], models[reference], per_model[ours], per_model[reference]) for f in pairs)
-    return per_model, versus
+    return per_model, against_retrained("unlearned", models, per_model)
+
+
+def against_retrained(name: str, models: dict[str, Parts], per_model: dict[str, Numbers]) -> Numbers:
+    """All metrics that compare two models: of ``name`` and ``retrained``."""
+    from megu_dist.config.registry import components
+
+    pairs = [c.target for c in components("metric").values() if c.target.scope == "versus"]
+    reference = "retrained"
+    return _merge(f(models[name], models[reference], per_model[name], per_model[reference]) for f in pairs)
 
 
 def _merge(results: Any) -> Numbers:

@@ -13,9 +13,9 @@ def score(method: str, seed: int, tow: float, status: str = "done", target: str 
     accuracies = {"acc_forget_train": 0.1, "acc_retain_test": 0.9, "mia": 0.3}
     return {
         "id": f"{target}/{method}/{seed}", "kind": "score", "group": "g", "target": target, "method": method,
-        "base": method, "seed": seed, "trial": -1, "status": status, "words": ["train.lr=0.1"], "seconds_ratio": 0.1,
+        "base": method, "seed": seed, "trial": -1, "status": status, "words": ["train.lr=0.1"],
         "models": {"original": accuracies, "retrained": accuracies, "unlearned": accuracies | {"mia": tow}},
-        "versus_retrained": {"tow": tow, "tow_mia": tow, "avg_gap": 1 - tow, "kl_forget": 1 - tow},
+        "versus_retrained": {"tow": tow, "tow_mia": tow, "avg_gap": 1 - tow, "kl_forget": 1 - tow, "seconds_ratio": 0.1},
         "versus_floor": {"kl_forget": 0.05, "tow": 0.99},
     }  # fmt: skip
 
