@@ -41,6 +41,10 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
         return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # Ray asks of every object that it sends whether it is a tensor, as soon as it finds torch among the modules: a torch
+    # that is half imported then is an error. So it is imported while Ray starts, and waited for.
+    torch_imported = threading.Thread(target=_import, args=("torch",), daemon=True)
+    torch_imported.start()
     run, train = settings.run, settings.train
     address = run.address or os.environ.get("RAY_ADDRESS")
     worker_env = {"env_vars": {k: os.environ[k] for k in ENVIRONMENT if not k.startswith("RAY_")}}
@@ -60,6 +64,7 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
             runtime_env=worker_env,
             logging_level="warning",
         )
+    torch_imported.join()
     # The driver needs these only to launch an oracle and training; importing them takes seconds, which the first
     # stages leave idle.
     threading.Thread(target=_import, args=("ray.serve", "ray.train.torch"), daemon=True).start()
