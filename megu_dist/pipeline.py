@@ -359,11 +359,15 @@ class Pipeline:
     ) -> Record:
         """``metrics.json`` and ``predictions/*.parquet``."""
         from megu_dist.metrics import base, predict
+        from megu_dist.metrics.deep import run_deep
 
         s = self.settings
         inputs: dict[str, Any] = {"split": split_key, "seed": s.seed.evaluate, "limit": s.evaluate.retain_train_limit}
         inputs["models"] = {name: model.fingerprint() for name, model in models.items()}
         inputs["split_scored"] = s.evaluate.split
+        inputs["deep"] = (
+            [s.evaluate.deep, s.evaluate.relearn_lr, s.evaluate.relearn_epochs] if s.evaluate.deep else None
+        )
         inputs["stages"] = {record.stage: record.seconds for record in records}
         reader = self._parts(split, next(iter(models.values())))
 
@@ -379,6 +383,10 @@ class Pipeline:
                 reader, folders, s.evaluate, actors, out / "predictions", self.reporter.update, kept
             )
             per_model, versus = base.compute(found, s.seed.evaluate)
+            if s.evaluate.deep:
+                scored = {name: folder for name, folder in folders.items() if name != "retrained_second"}
+                deep = run_deep(s.evaluate.deep, self._deep_job(split, models["original"]), scored)
+                per_model = {name: numbers | deep.get(name, {}) for name, numbers in per_model.items()}
             floor = None
             if "retrained_second" in found:
                 floor = base.against_retrained("retrained_second", found, per_model)
@@ -407,6 +415,29 @@ class Pipeline:
         if self.fine:
             return PartReader(self.source, model.preprocess, parts, tuple(self.subclasses), "fine")
         return PartReader(self.source, model.preprocess, parts, tuple(self.classes))
+
+    def _deep_job(self, split: Split, original: Checkpoint) -> Any:
+        from megu_dist.data.split import scan
+        from megu_dist.metrics.deep import DeepJob, balanced
+
+        s, by = self.settings, "fine" if self.fine else "label"
+        forgotten = self.subclasses if self.fine else self.classes
+        table, _ = scan(self.source, "train", None, columns=("row", by))
+        unseen, _ = scan(self.source, s.evaluate.split, None, columns=("row", by))
+        unseen = unseen["row"].to_numpy()[np.isin(unseen[by].to_numpy(), forgotten)]
+        return DeepJob(
+            folder="",
+            original=str(original.folder),
+            source=self.source,
+            preprocess=original.preprocess,
+            forget_rows=split.rows,
+            probe_rows=balanced(table["row"].to_numpy(), table[by].to_numpy(), s.seed.evaluate),
+            test_rows=unseen,
+            test_split=s.evaluate.split,
+            fine=self.fine,
+            settings=s.evaluate,
+            seed=s.seed.evaluate,
+        )
 
     def _write_metrics(
         self,

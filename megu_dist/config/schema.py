@@ -159,6 +159,9 @@ class EvaluateSettings:
     retrained_second: str | None = None  # one of another seed: the distance that chance alone makes
     split: str = "test"  # test | validation: images never trained on that are scored
     retain_train_limit: int | None = 20000  # seeded sample of retained training images; none: all
+    deep: list[str] = field(default_factory=list)  # metrics that take work of their own: zrf, linear_probe, relearn
+    relearn_lr: float = 0.001
+    relearn_epochs: float = 5.0  # at most
     batch_size: int = 512
     num_actors: int = 0  # 0: one per GPU, or one per 8 CPUs
     num_gpus: float = 0.0  # per actor

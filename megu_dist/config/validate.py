@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from megu_dist.config.registry import components
 from megu_dist.config.schema import MeguSettings
 from megu_dist.errors import UserError, nearest
 
@@ -93,6 +94,8 @@ RANGES: dict[str, _Rule] = {
     "method.dampening": POSITIVE,
     "method.strength": NOT_NEGATIVE,
     "engine.zero_stage": ("0, 1, 2 or 3", lambda v: v in (0, 1, 2, 3)),
+    "evaluate.relearn_lr": POSITIVE,
+    "evaluate.relearn_epochs": POSITIVE,
     "evaluate.batch_size": AT_LEAST_ONE,
     "evaluate.retain_train_limit": AT_LEAST_ONE,
     "benchmark.trials": AT_LEAST_ONE,
@@ -120,6 +123,10 @@ def check(settings: MeguSettings) -> None:
         value = _get(settings, key)
         if value is not None and not holds(float(value)):
             raise UserError(f"{key}={value}: must be {words}")
+    deep = [name for name, metric in components("metric").items() if metric.target.scope == "deep"]
+    for name in settings.evaluate.deep:
+        if name not in deep:
+            raise UserError(f"evaluate.deep={name}: {nearest(name, deep)}")
     if settings.train.batch_size < settings.train.num_workers:
         raise UserError(
             f"train.batch_size={settings.train.batch_size} is the global batch and must be at least "

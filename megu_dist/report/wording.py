@@ -40,6 +40,22 @@ MODEL_METRICS = (
         "share of forgotten images that an attack on prediction entropy takes for training images; "
         "compare with the retrained model, not with 0",
     ),
+    *(
+        Metric(f"mia_{name}_{key}", f"Attack on {name}, {title}", ALIKE, meaning)
+        for key, title, meaning in (
+            ("auc", "AUC", "how well forgotten training images are told from unseen ones; 0.5: not at all"),
+            (
+                "tpr",
+                "TPR at 1 % FPR",
+                "share of forgotten images found when 1 % of unseen ones are mistaken; 0.01: none",
+            ),
+        )
+        for name in ("confidence", "margin", "loss", "entropy")
+    ),
+    Metric("zrf", "Zero-retrain forgetting (ZRF)", ALIKE, "likeness to a model that never learnt; 1: the same"),
+    Metric("probe_forget_acc", "Linear probe, forgotten", ALIKE, "accuracy of a linear classifier on frozen features"),
+    Metric("relearn_epochs", "Relearn epochs", ALIKE, "epochs on forgotten images until they are known again"),
+    Metric("relearn_reached", "Relearned", "", "1 where they were known again before evaluate.relearn_epochs"),
     Metric("loss_retain_test", "Loss, retained, test", DOWN, "mean cross-entropy on retained test images"),
     Metric("loss_forget_test", "Loss, forgotten, test", ALIKE, "mean cross-entropy on forgotten test images"),
     Metric("loss_retain_train", "Loss, retained, training", DOWN, "mean cross-entropy on retained training images"),
@@ -55,7 +71,10 @@ DISTANCES = (
     Metric("tow_mia", "ToW with MIA", UP, "the same with membership inference in place of forgotten accuracy"),
     Metric("avg_gap", "Average gap", DOWN, "mean |difference| of forgotten, retained, test accuracy and MIA"),
     Metric("kl_forget", "KL on forgotten images", DOWN, "mean KL(p retrained ‖ p unlearned) on forgotten images"),
-    Metric("js_divergence", "Jensen–Shannon divergence", DOWN, "between both models' predictions"),
+    Metric("js_forget", "JS on forgotten images", DOWN, "Jensen–Shannon divergence on the same images, at most 0.693"),
+    Metric(
+        "seconds_ratio", "Seconds / retraining", DOWN, "perturb + finetune seconds over the retrained model's training"
+    ),
     Metric("activation_distance", "Activation distance", DOWN, "mean L2 distance of both models' probabilities"),
 )
 

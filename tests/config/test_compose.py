@@ -143,6 +143,13 @@ def test_a_mistake_in_the_users_own_file(tmp_path: Path) -> None:
 def test_every_experiment_composes_and_passes_the_checks(name: str) -> None:
     from megu_dist.config.validate import check, check_forget
 
+    if name.startswith("benchmark"):
+        from megu_dist.benchmark.plan import make_cells
+
+        settings = load([f"experiment={name}"]).settings
+        check(settings)
+        assert make_cells(settings.benchmark)
+        return
     verb = EXPERIMENT_VERBS.get(name.rsplit("_", 1)[-1], "unlearn")
     settings = load([f"experiment={name}"], VERBS[verb].defaults).settings
     check(settings)
