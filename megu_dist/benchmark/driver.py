@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from megu_dist.benchmark import outcome
 from megu_dist.benchmark.plan import Cell, make_cells, merge
 from megu_dist.benchmark.runner import CellRunner, Result, about
 from megu_dist.config.compose import Composed, load
@@ -74,7 +75,9 @@ def run(composed: Composed, cells: list[Cell], folder: Path, reporter: Reporter)
                 reporter.update(len(results))
     finally:
         pool.close()
-    return [results[cell.id] for cell in cells]
+    done = [results[cell.id] for cell in cells]
+    outcome.attack(done, folder)
+    return done
 
 
 def best_words(cell: Cell, results: dict[str, Result]) -> list[str]:

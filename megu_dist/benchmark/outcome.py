@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from megu_dist.benchmark.runner import Result
+from megu_dist.benchmark.runner import SIDES, SURENESS, Result
 from megu_dist.store import write_text
 
 if TYPE_CHECKING:
@@ -22,25 +23,25 @@ PLAIN = ("id", "kind", "group", "target", "method", "base", "seed", "trial", "st
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the tables: its key in ``cells.parquet``, heading, direction (+1 high, -1 low, 0 near retrained)."""
+    """A column of the tables: its key in ``cells.parquet`` and heading; without an arrow, near the retrained is best."""
 
     key: str
     title: str
-    direction: int
     digits: int = 3
 
 
 COLUMNS = (
-    Column("unlearned/acc_forget_train", "acc forget train", 0),
-    Column("unlearned/acc_forget_test", "acc forget test", 0),
-    Column("unlearned/acc_retain_train", "acc retain train", 0),
-    Column("unlearned/acc_retain_test", "acc retain test", 0),
-    Column("unlearned/mia", "MIA", 0),
-    Column("versus_retrained/tow", "ToW", 1),
-    Column("versus_retrained/tow_mia", "ToW-MIA", 1),
-    Column("versus_retrained/avg_gap", "avg gap", -1),
-    Column("versus_retrained/kl_forget", "KL forget", -1),
-    Column("versus_retrained/seconds_ratio", "time / retraining", -1),
+    Column("unlearned/acc_forget_train", "acc forget train"),
+    Column("unlearned/acc_forget_test", "acc forget test"),
+    Column("unlearned/acc_retain_train", "acc retain train"),
+    Column("unlearned/acc_retain_test", "acc retain test"),
+    Column("unlearned/mia", "MIA"),
+    Column("versus_retrained/tow", "ToW ↑"),
+    Column("versus_retrained/tow_mia", "ToW-MIA ↑"),
+    Column("versus_retrained/avg_gap", "avg gap ↓"),
+    Column("versus_retrained/kl_forget", "KL forget ↓"),
+    Column("versus_retrained/u_lira_auc", "U-LiRA AUC ↓"),
+    Column("versus_retrained/seconds_ratio", "time / retraining ↓"),
 )
 REFERENCES = {"original": "original", "retrained": "retrained", "floor": "second retrained"}
 
@@ -58,6 +59,27 @@ def flatten(results: Iterable[Result]) -> pd.DataFrame:
             row |= {f"{name}/{key}": value for key, value in numbers.items()}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def attack(results: Sequence[Result], folder: Path) -> None:
+    """Adds U-LiRA of each method and target to its first scored cell: over all cells that forgot the same images."""
+    from megu_dist.metrics.u_lira import u_lira
+
+    of: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        if result["kind"] in ("score", "shadow") and result["status"] == "done":
+            of.setdefault((result["group"], result["target"], result["method"]), []).append(result)
+    for found in of.values():
+        first = found[0]
+        if first["kind"] != "score" or "forget_hash" not in first:
+            continue
+        alike = [result for result in found if result.get("forget_hash") == first["forget_hash"]]
+        sides: dict[str, list[np.ndarray]] = {name: [] for name in SIDES}
+        for result in alike:
+            with np.load(folder / "cells" / result["id"] / SURENESS) as kept:
+                for name, values in sides.items():
+                    values.append(kept[name])
+        first["versus_retrained"] |= u_lira(*(np.stack(values) for values in sides.values()))
 
 
 def write(results: Sequence[Result], folder: Path) -> pd.DataFrame:
@@ -169,7 +191,7 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-SHOWN = ("rank", "acc forget train", "acc retain test", "MIA", "ToW", "ToW-MIA", "KL forget")
+SHOWN = ("rank", "acc forget train", "acc retain test", "MIA", "ToW ↑", "ToW-MIA ↑", "KL forget ↓")
 
 
 def terminal(cells: pd.DataFrame) -> list[Table]:

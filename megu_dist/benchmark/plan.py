@@ -16,6 +16,7 @@ from megu_dist.errors import UserError, nearest
 LISTS = ("data", "train", "unlearn", "search")
 PARTS = (*LISTS, "targets", "variants")
 SECOND = 1000  # added to the training seed of the second retrained model
+SHADOW = 2000  # added to the training seed of the first pair of shadow models
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Cell:
     """One piece of work. ``id`` is also its folder; ``needs`` are ids of cells that it reads, by role."""
 
     id: str
-    kind: str  # original | retrained | trial | score
+    kind: str  # original | retrained | trial | score | shadow
     words: tuple[str, ...]
     group: str
     target: str = ""
@@ -153,34 +154,50 @@ def _group_cells(
     for target, words in group.targets.items():
         retrained = [f"retrained/{group.name}/{target}/seed{k}" for k in range(len(seeds))]
         floors = _floors(retrained, shared_floor) if settings.floor else [""] * len(seeds)
+        without = (*group.data, *group.train, *words, "exclude_forget=true")
         for k, seed in enumerate(seeds):
-            base = (*group.data, *group.train, *words, "exclude_forget=true")
-            yield Cell(retrained[k], "retrained", (*base, *_seed_words(seed)), group.name, target, seed=k)
+            yield Cell(retrained[k], "retrained", (*without, *_seed_words(seed)), group.name, target, seed=k)
             if floors[k] and floors[k] not in retrained:
                 other = (seed[0] + SECOND, *seed[1:])
-                yield Cell(floors[k], "retrained", (*base, *_seed_words(other)), group.name, target, seed=k)
+                yield Cell(floors[k], "retrained", (*without, *_seed_words(other)), group.name, target, seed=k)
         for k, seed in enumerate(seeds):
             needs = {"original": originals[k], "retrained": retrained[k]}
             if floors[k]:
                 needs["retrained_second"] = floors[k]
-            request = (*group.data, *group.unlearn, *words, *_seed_words(seed))
             compared = {label: extra for label, extra in group.variants.items() if _value(extra, "method") in methods}
-            variants = {name: (f"method={name}",) for name in methods} | compared
-            for label, extra in variants.items():
-                base_method = _value(extra, "method")
-                trials = {f"trial{n}": f"trial/{group.name}/{base_method}/{n}" for n in range(settings.trials)}
-                yield Cell(
-                    f"score/{group.name}/{target}/seed{k}/{label}",
-                    "score",
-                    (*request, *extra),
-                    group.name,
-                    target,
-                    label,
-                    base_method,
-                    k,
-                    -1,
-                    needs | trials,
-                )
+            variants: dict[str, tuple[str, ...]] = {name: (f"method={name}",) for name in methods} | compared
+            yield from _scores(group, target, "score", k, seed, variants, needs, settings.trials)
+        for n in range(settings.shadows):
+            seed = (seeds[0][0] + SHADOW + n, *seeds[0][1:])
+            needs = {
+                "original": f"original/{models}/shadow{n}",
+                "retrained": f"retrained/{group.name}/{target}/shadow{n}",
+            }
+            yield Cell(
+                needs["original"], "original", (*group.data, *group.train, *_seed_words(seed)), group.name, seed=n
+            )
+            yield Cell(needs["retrained"], "retrained", (*without, *_seed_words(seed)), group.name, target, seed=n)
+            plain: dict[str, tuple[str, ...]] = {name: (f"method={name}",) for name in methods}
+            yield from _scores(group, target, "shadow", n, seed, plain, needs, settings.trials)
+
+
+def _scores(
+    group: Group,
+    target: str,
+    kind: str,
+    number: int,
+    seed: tuple[int, int, int],
+    variants: dict[str, tuple[str, ...]],
+    needs: dict[str, str],
+    trials: int,
+) -> Iterable[Cell]:
+    """A cell per method or variant, with the tuned settings of its method; ``number`` of the seed or shadow."""
+    request = (*group.data, *group.unlearn, *group.targets[target], *_seed_words(seed))
+    for label, extra in variants.items():
+        base = _value(extra, "method")
+        tried = {f"trial{n}": f"trial/{group.name}/{base}/{n}" for n in range(trials)}
+        name = f"{kind}/{group.name}/{target}/seed{number}/{label}"
+        yield Cell(name, kind, (*request, *extra), group.name, target, label, base, number, -1, needs | tried)
 
 
 def _floors(retrained: list[str], shared: bool) -> list[str]:

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megu_dist import pipeline as stages
 from megu_dist.benchmark.plan import Cell, merge
 from megu_dist.benchmark.search import objective
@@ -31,6 +33,8 @@ from megu_dist.store import content_key, write_json
 
 Result = dict[str, Any]
 RESULT = "result.json"
+SURENESS = "sureness.npz"
+SIDES = ("unlearned", "retrained")  # what U-LiRA tells apart
 
 
 class CellRunner:
@@ -162,6 +166,9 @@ class CellRunner:
         metrics = json.loads((pipeline.folder / "metrics.json").read_text())
         result: Result = {"scenario": s.forget.scenario, "forget": metrics["forget"], "models": metrics["models"]}
         result |= {name: metrics[name] for name in ("versus_retrained", "versus_floor") if name in metrics}
+        if cell.kind != "trial":
+            result["forget_hash"] = records[0].info["forget_hash"]
+            _keep_sureness(pipeline.folder)
         seconds = metrics["seconds"]
         result["seconds"] = seconds.get("perturb", 0.0) + seconds["finetune"]
         if cell.kind == "trial":
@@ -203,6 +210,15 @@ def about(cell: Cell) -> Result:
     """What says which cell a result is of."""
     told = ("id", "kind", "group", "target", "method", "base", "seed", "trial")
     return {name: getattr(cell, name) for name in told}
+
+
+def _keep_sureness(folder: Path) -> None:
+    """What U-LiRA wants of a cell: φ of the forget images, by the unlearned and the retrained model."""
+    from megu_dist.metrics.predict import read
+    from megu_dist.metrics.u_lira import sureness
+
+    sides = [sureness(read(folder / "predictions" / f"{name}.parquet")["forget_train"]) for name in SIDES]
+    np.savez(folder / SURENESS, unlearned=sides[0], retrained=sides[1])
 
 
 class NotApplicableError(Exception):

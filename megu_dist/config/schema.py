@@ -108,6 +108,7 @@ class PerturbSettings:
     kappa: float = 1.0  # exponent of the original model's own probabilities
     epsilon: float = 4 / 255  # bound of the noise, pixel units
     steps: int = 3  # projected sign-gradient steps
+    precision: str = "auto"  # of the noise's gradients: auto | fp32 | bf16 (autocast where the device is made for it)
     batch_size: int = 256
     num_actors: int = 0  # 0: one per GPU, or one per 8 CPUs
     num_gpus: float = 0.0  # per actor
@@ -192,6 +193,7 @@ class BenchmarkSettings:
     seeds: list[Any] = field(default_factory=lambda: [0, 1, 2])  # one for s_t, s_u and s_e, or [s_t, s_u, s_e]
     trials: int = 8  # settings that are tried for each method and group, on validation images
     floor: bool = True  # also compare with a second retrained model
+    shadows: int = 0  # further pairs of original and retrained models of each target, for U-LiRA
     runners: int = 0  # cells at a time; 0: one per GPU share, or one per core
     num_gpus: float = 0.0  # per cell
     retries: int = 1  # of a cell that fails

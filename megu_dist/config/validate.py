@@ -16,6 +16,7 @@ CHOICES = {
     "train.optimizer": ["sgd", "adamw"],
     "train.augment": ["none", "flip", "crop_flip"],
     "train.precision": ["auto", "fp32", "bf16"],
+    "perturb.precision": ["auto", "fp32", "bf16"],
     "train.batch_norm": ["sync", "local", "frozen"],
     "train.stop": ["fixed", "calibrated"],
     "oracle.on_degenerate": ["stop", "fallback", "keep"],

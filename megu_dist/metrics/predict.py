@@ -125,11 +125,12 @@ def predict(
     merged = {key: np.concatenate([b[key] for b in blocks])[order] for key in blocks[0]}
     out.mkdir(parents=True, exist_ok=True)
     for name in folders:
-        if name not in known:
-            _write(name, merged, out)
-            if kept is not None:
-                kept.keep(name, out / f"{name}.parquet")
-    return {name: read(known.get(name, out / f"{name}.parquet")) for name in names}
+        _write(name, merged, out)
+        if kept is not None:
+            kept.keep(name, out / f"{name}.parquet")
+    for name, file in known.items():
+        shutil.copyfile(file, out / f"{name}.parquet")
+    return {name: read(out / f"{name}.parquet") for name in names}
 
 
 @dataclass(frozen=True)

@@ -85,4 +85,7 @@ class Perturber:
         return quantise(noise, self.settings.epsilon).cpu().numpy()
 
     def _logits(self, pixels: Tensor) -> Tensor:
-        return self.model(pixel_values=self.preprocess.normalise(pixels)).logits.float()
+        from megu_dist.engine.base import autocast
+
+        with autocast(self.settings.precision, self.device):
+            return self.model(pixel_values=self.preprocess.normalise(pixels)).logits.float()

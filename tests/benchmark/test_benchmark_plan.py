@@ -55,6 +55,18 @@ def test_random_requests_differ_by_seed_and_so_need_second_retrained_models_of_t
     assert not any("second" in name for name in (c.id for c in make_cells(settings(floor=False))))
 
 
+def test_shadows_are_further_pairs_of_models_of_the_same_request() -> None:
+    cells = {cell.id: cell for cell in make_cells(settings(shadows=2))}
+    shadow = cells["shadow/g/three/seed1/ssd"]
+    assert {"seed.train=2001", "seed.unlearn=0", "seed.evaluate=0"} <= set(shadow.words)
+    assert "seed.train=2001" in cells[shadow.needs["retrained"]].words
+    assert "exclude_forget=true" in cells[shadow.needs["retrained"]].words
+    assert cells["shadow/g/one/seed1/ssd"].needs["original"] == shadow.needs["original"]
+    assert "trial/g/ssd/0" in shadow.needs.values()
+    assert not any("uniform" in name for name in cells if name.startswith("shadow"))
+    assert all(need in cells for cell in cells.values() for need in cell.needs.values())
+
+
 def test_groups_with_the_same_models_share_them() -> None:
     other = GROUP | {"targets": {"two": ["forget.classes=[two]"]}, "variants": {}}
     cells = make_cells(settings(groups={"g": GROUP, "h": other}))

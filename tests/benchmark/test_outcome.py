@@ -3,10 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from megu_dist.benchmark import outcome
+from megu_dist.benchmark.runner import SURENESS
 
 
 def score(method: str, seed: int, tow: float, status: str = "done", target: str = "cat") -> dict[str, Any]:
@@ -30,11 +32,11 @@ RESULTS = [
 def test_mean_and_sample_standard_deviation_by_method_best_first() -> None:
     table = outcome.tables(outcome.flatten(RESULTS))["g-cat"]
     assert list(table.index) == ["original", "retrained", "second retrained", "good", "bad", "broken"]
-    assert table.loc["good", "ToW"] == "0.900 ± 0.100"
+    assert table.loc["good", "ToW ↑"] == "0.900 ± 0.100"
     assert table.loc["good", "rank"] == "1"
-    assert table.loc["bad", "ToW"] == "0.200 ± 0.000"
+    assert table.loc["bad", "ToW ↑"] == "0.200 ± 0.000"
     assert table.loc["bad", "rank"] == "2"
-    assert table.loc["second retrained", "KL forget"] == "0.050 ± 0.000"
+    assert table.loc["second retrained", "KL forget ↓"] == "0.050 ± 0.000"
     assert table.loc["retrained", "MIA"] == "0.300 ± 0.000"
 
 
@@ -42,15 +44,35 @@ def test_a_failed_cell_is_named_and_never_scored() -> None:
     table = outcome.tables(outcome.flatten(RESULTS))["g-cat"]
     assert table.loc["broken", "rank"] == "–"
     assert "failed" in set(table.loc["broken"])
-    assert table.loc["broken", "ToW"] == ""
+    assert table.loc["broken", "ToW ↑"] == ""
 
 
 def test_a_group_of_several_targets_has_a_table_over_all() -> None:
     both = [*RESULTS, score("good", 0, 0.5, target="dog")]
     found = outcome.tables(outcome.flatten(both))
     assert set(found) == {"g", "g-cat", "g-dog"}
-    assert found["g"].loc["good", "ToW"].startswith("0.800")
-    assert found["g-dog"].loc["good", "ToW"] == "0.500"  # one cell has no spread
+    assert found["g"].loc["good", "ToW ↑"].startswith("0.800")
+    assert found["g-dog"].loc["good", "ToW ↑"] == "0.500"  # one cell has no spread
+
+
+def test_likelihood_ratio_attack_over_all_cells_that_forgot_the_same_images(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cells = [
+        score("m", k, 0.5) | {"kind": kind, "forget_hash": "a"} for k, kind in enumerate(["score"] * 2 + ["shadow"] * 3)
+    ]
+    cells.append(score("m", 9, 0.5) | {"forget_hash": "another request"})
+    cells.append(score("plain", 0, 0.5) | {"forget_hash": "a"})
+    for cell in cells:
+        folder = tmp_path / "cells" / cell["id"]
+        folder.mkdir(parents=True)
+        np.savez(folder / SURENESS, unlearned=rng.normal(3, 1, 200), retrained=rng.normal(0, 1, 200))
+    outcome.attack(cells, tmp_path)
+    assert cells[0]["versus_retrained"]["u_lira_auc"] == pytest.approx(0.983, abs=0.02)  # Φ(3 / √2)
+    assert not any(
+        "u_lira_auc" in cell["versus_retrained"] for cell in cells[1:]
+    )  # one number per method; one model has none
+    table = outcome.tables(outcome.flatten([c for c in cells if c["kind"] == "score"]))["g-cat"]
+    assert "±" not in table.loc["m", "U-LiRA AUC ↓"]
 
 
 def test_files(tmp_path: Path) -> None:
