@@ -124,6 +124,12 @@ class TrainSettings:
     threads: int = 0  # torch threads per worker; 0: the node's cores shared among its workers
     epochs: int = 2
     batch_size: int = 128
+    micro_batch_size: int | None = (
+        None  # images of a worker in one forward pass; gradients of a step's passes are summed
+    )
+    gradient_checkpointing: bool = (
+        False  # recompute activations in the backward pass: less memory, a third more compute
+    )
     optimizer: str = "sgd"  # sgd | adamw
     lr: float = 0.05
     momentum: float = 0.9

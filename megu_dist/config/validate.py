@@ -24,6 +24,8 @@ CHOICES = {
     "analyze.map": ["pca", "umap"],
 }
 
+OFFLOAD = {"none": (0, 1, 2, 3), "optimizer": (1, 2, 3), "parameters": (3,)}  # ZeRO stages that can
+
 _Rule = tuple[str, Callable[[float], bool]]
 POSITIVE: _Rule = ("greater than 0", lambda v: v > 0)
 NOT_NEGATIVE: _Rule = ("at least 0", lambda v: v >= 0)
@@ -94,6 +96,7 @@ RANGES: dict[str, _Rule] = {
     "method.impair_epochs": NOT_NEGATIVE,
     "method.dampening": POSITIVE,
     "method.strength": NOT_NEGATIVE,
+    "train.micro_batch_size": AT_LEAST_ONE,
     "engine.zero_stage": ("0, 1, 2 or 3", lambda v: v in (0, 1, 2, 3)),
     "evaluate.relearn_lr": POSITIVE,
     "evaluate.relearn_epochs": POSITIVE,
@@ -128,6 +131,13 @@ def check(settings: MeguSettings) -> None:
     for name in settings.evaluate.deep:
         if name not in deep:
             raise UserError(f"evaluate.deep={name}: {nearest(name, deep)}")
+    offload, stage = getattr(settings.engine, "offload", "none"), getattr(settings.engine, "zero_stage", 0)
+    if offload not in OFFLOAD:
+        raise UserError(f"engine.offload={offload}: {nearest(offload, list(OFFLOAD))}")
+    if stage not in OFFLOAD[offload]:
+        raise UserError(
+            f"engine.offload={offload} needs engine.zero_stage={' or '.join(map(str, OFFLOAD[offload]))}, not {stage}"
+        )
     if settings.train.batch_size < settings.train.num_workers:
         raise UserError(
             f"train.batch_size={settings.train.batch_size} is the global batch and must be at least "

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """One per worker process. Every method is collective: all ranks call it, in the same order."""
 
-    def setup(self, model: nn.Module, train: TrainSettings, device: torch.device) -> None:
-        """Takes the model, already on ``device``, and makes the optimiser."""
+    def setup(self, model: nn.Module, train: TrainSettings, device: torch.device, passes: int = 1) -> None:
+        """Takes the model, already on ``device``, and makes the optimiser; each step is a sum of ``passes`` losses."""
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Normalised images (N, C, H, W) → logits (N, num_labels)."""
+    def forward(self, pixel_values: Tensor, last: bool = True) -> Tensor:
+        """Normalised images (N, C, H, W) → logits (N, num_labels); ``last``: of the passes of a step."""
 
-    def step(self, loss: Tensor, lr: float) -> None:
-        """Backward pass, gradient average over workers, one optimiser step at learning rate ``lr``."""
+    def step(self, loss: Tensor, lr: float, last: bool = True) -> None:
+        """Backward pass; after the last of a step, gradient average over workers and one optimiser step at ``lr``."""
 
     def save(self, folder: Path) -> None:
         """Writes this rank's share of model and optimiser state."""

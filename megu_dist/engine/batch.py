@@ -31,6 +31,10 @@ class Part:
     def __len__(self) -> int:
         return len(self.fields["label"]) if self.fields else 0
 
+    def slice(self, start: int, stop: int) -> Part:
+        """Some of the images; ``total`` stays that of the step."""
+        return replace(self, fields={name: value[start:stop] for name, value in self.fields.items()})
+
     def pixels(self) -> Tensor:
         """Images in pixel units [0, 1], (N, C, H, W)."""
         return self.image.float() / 255
@@ -44,6 +48,16 @@ class Batch:
     retain: Part
     epoch: int = 0
     progress: float = 0.0  # share of all steps that lie behind, 0 … 1
+
+    def cut(self, passes: int) -> Iterator[Batch]:
+        """The step in ``passes`` parts, each with its share of forget and of retained images (perhaps none)."""
+        counts = (len(self.forget), len(self.retain))
+        for k in range(passes):
+            forget, retain = (
+                part.slice(count * k // passes, count * (k + 1) // passes)
+                for part, count in zip((self.forget, self.retain), counts, strict=True)
+            )
+            yield replace(self, forget=forget, retain=retain)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from megu_dist.engine import batch_norm, checkpoints
 from megu_dist.engine.base import Engine
 from megu_dist.engine.batch import Batch, Part, Rows
 from megu_dist.engine.calibrate import Calibrator
+from megu_dist.errors import UserError
 from megu_dist.models.preprocess import Preprocess
 
 LOGS_PER_EPOCH = 20
@@ -56,6 +57,12 @@ class Context:
     result: FitResult | None = field(default=None, init=False)
     told: dict[str, Any] = field(default_factory=dict, init=False)  # what a method says of itself
     _edit: Callable[[State], State] | None = field(default=None, init=False)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a step on a worker, so that none holds more than about ``train.micro_batch_size`` images."""
+        size = self.train.micro_batch_size
+        return 1 if size is None else max(1, -(-self.train.batch_size // (self.world * size)))
 
     @property
     def train(self) -> TrainSettings:
@@ -113,7 +120,11 @@ class Context:
         if first_epoch < end:
             batches = self._batches(first_epoch, steps, forget, retain)  # read while the engine is set up
         model = batch_norm.apply(model.to(self.device), self.train.batch_norm, self.world, self.device)
-        self.engine.setup(model, self.train, self.device)
+        if self.train.gradient_checkpointing:
+            if not getattr(model, "supports_gradient_checkpointing", False):
+                raise UserError(f"train.gradient_checkpointing: {type(model).__name__} does not support it")
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        self.engine.setup(model, self.train, self.device, self.passes)
         if self.resume is not None:
             self.engine.load(self.resume)
         log = _Log(self, steps, keep_until=first_epoch)
@@ -147,16 +158,11 @@ class Context:
             batch.epoch, batch.progress = epoch, (epoch * steps + step) / (self.train.epochs * steps)
             torch.manual_seed((self.seed * 1_000_003 + epoch * steps + step) * 65_537 + self.rank)  # dropout
             lr = self._learning_rate(epoch * steps + step, self.train.epochs * steps)
-            images = [pixels(batch.forget)] if len(batch.forget) else []
-            images += [batch.retain.pixels()] if len(batch.retain) else []
-            # A worker without an image in a small batch still takes part in every collective operation.
-            images = images or [torch.zeros(0, *self.preprocess.shape, device=self.device)]
-            logits = self.engine.forward(self.model_input(torch.cat(images)))
-            split = len(batch.forget)
-            forget_sum, retain_sum, weight = loss(logits[:split], logits[split:], batch)
-            total = weight * forget_sum / max(1, batch.forget.total) + retain_sum / max(1, batch.retain.total)
-            total = total if len(logits) else total + logits.sum()  # the zero of a gradient
-            self.engine.step(total * self.world, lr)  # engines average gradients over workers; this makes it a sum
+            sums = [
+                self._pass(part, k + 1 == self.passes, loss, pixels, lr)
+                for k, part in enumerate(batch.cut(self.passes))
+            ]
+            forget_sum, retain_sum = (torch.stack(side).sum() for side in zip(*sums, strict=True))
             log.add(epoch, step, lr, batch, forget_sum, retain_sum)
             if self.calibrator is not None and (step + 1) % self.train.calibrate_every == 0:
                 model.eval()
@@ -165,6 +171,20 @@ class Context:
                 if done:
                     return True
         return False
+
+    def _pass(self, batch: Batch, last: bool, loss: Loss, pixels: Pixels, lr: float) -> tuple[Tensor, Tensor]:
+        """One forward and backward pass over (a part of) a step's images; this worker's loss sums."""
+        images = [pixels(batch.forget)] if len(batch.forget) else []
+        images += [batch.retain.pixels()] if len(batch.retain) else []
+        # A worker without an image in a small batch still takes part in every collective operation.
+        images = images or [torch.zeros(0, *self.preprocess.shape, device=self.device)]
+        logits = self.engine.forward(self.model_input(torch.cat(images)), last)
+        split = len(batch.forget)
+        forget_sum, retain_sum, weight = loss(logits[:split], logits[split:], batch)
+        total = weight * forget_sum / max(1, batch.forget.total) + retain_sum / max(1, batch.retain.total)
+        total = total if len(logits) else total + logits.sum()  # the zero of a gradient
+        self.engine.step(total * self.world, lr, last)  # engines average gradients over workers; this makes it a sum
+        return forget_sum.detach(), retain_sum.detach()
 
     def _batches(self, epoch: int, steps: int, forget: Rows | None, retain: Rows | None) -> Iterable[Batch]:
         """The epoch's steps on this worker; both streams are read in the background from this call on."""
@@ -221,7 +241,7 @@ class _Log:
         """Adds one step; every rank must call it at the same steps, since a logged one is summed over workers."""
         self.steps_done += 1
         counts = torch.tensor([len(batch.forget), len(batch.retain)], dtype=torch.float64, device=self.sums.device)
-        self.sums += torch.cat([torch.stack([forget.detach(), retain.detach()]).double(), counts])
+        self.sums += torch.cat([torch.stack([forget, retain]).double(), counts])
         if (step + 1) % self.every and step + 1 != self.steps:
             return
         if self.context.world > 1:

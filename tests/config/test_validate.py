@@ -122,3 +122,17 @@ def test_classes_that_are_not_there() -> None:
             resolve_classes([index], NAMES)
     with pytest.raises(UserError, match="names every class"):
         resolve_classes([0, 1, "7", "Coat"], NAMES)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["engine.offload=optimiser"], "optimizer"),
+        (["engine.offload=optimizer"], "zero_stage=1 or 2 or 3, not 0"),
+        (["engine.offload=parameters", "engine.zero_stage=2"], "zero_stage=3, not 2"),
+    ],
+)
+def test_offloading_needs_a_stage_that_can(words: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        check(load(["engine=deepspeed", *words]).settings)
+    check(load(["engine=deepspeed", "engine.zero_stage=3", "engine.offload=parameters"]).settings)

@@ -30,7 +30,8 @@ WORLD = 2
 BATCH = 7  # uneven on two workers
 STEPS, MORE = 3, 2
 LABELS = ["a", "b", "c"]
-ENGINES = ["ddp", "zero0", "zero1", "zero2", "zero3"]
+ENGINES = ["ddp", "zero0", "zero1", "zero2", "zero3", "zero2+optimizer", "zero3+parameters"]
+CUT = ["ddp", "zero0", "zero2", "zero3"]  # engines whose steps are also taken in several passes
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -50,9 +51,11 @@ def settings(clip: float = 0.0) -> TrainSettings:
 
 
 def engine_of(name: str) -> Any:
+    """``ddp``, ``zero2``, ``zero3+parameters`` (offloaded)."""
     if name == "ddp":
         return DdpEngine(DdpSettings(name="ddp"))
-    return DeepSpeedEngine(DeepSpeedSettings(name="deepspeed", zero_stage=int(name[-1])))
+    stage, _, offload = name.partition("+")
+    return DeepSpeedEngine(DeepSpeedSettings(name="deepspeed", zero_stage=int(stage[-1]), offload=offload or "none"))
 
 
 def set_up(name: str, rank: int, world: int, seed: int = 0, clip: float = 0.0) -> Any:
@@ -67,6 +70,22 @@ def train(engine: Any, first: int, count: int, rank: int, world: int) -> None:
         logits = engine.forward(images[rank::world])
         loss = cross_entropy(logits, labels[rank::world], reduction="sum") / BATCH
         engine.step(loss * world, 0.1 / (1 + step))
+
+
+def cut(rank: int, world: int, name: str = "ddp", passes: int = 3) -> dict[str, Tensor] | None:
+    """Steps taken in several passes, in a network without batch statistics (those would be a pass's own)."""
+    engine = engine_of(name)
+    torch.manual_seed(3)
+    model = batch_norm.apply(network().train(), "frozen", world, CPU)
+    engine.setup(model, settings(), CPU, passes)
+    for images, labels in batches(0, STEPS):
+        part = Part(BATCH, {"image": images[rank::world], "label": labels[rank::world]})
+        for k, piece in enumerate(Batch(Part(0), part).cut(passes)):
+            last = k + 1 == passes
+            logits = engine.forward(piece.retain.image if len(piece.retain) else images[:0], last)
+            loss = cross_entropy(logits, piece.retain.label, reduction="sum") / BATCH if len(logits) else logits.sum()
+            engine.step(loss * world, 0.1, last)
+    return whole(engine)
 
 
 def normalised(rank: int, world: int, layer: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -114,6 +133,7 @@ def run_all(rank: int, world: int) -> dict[str, Any]:
             import traceback
 
             out[name] = {"error": f"{error}\n{traceback.format_exc()}"}
+    out["cut"] = {name: cut(rank, world, name) for name in CUT}
     return out
 
 
@@ -221,4 +241,4 @@ def alone() -> dict[str, Any]:
     """The same in this process: the reference."""
     os.environ["GLOO_FOLDER"] = tempfile.mkdtemp(prefix="megu-test-")
     bn = {name: normalised(0, 1, make(), shape) for name, (make, shape) in LAYERS.items()}
-    return {"bn": bn, "ddp": run_engine("ddp", 0, 1)}
+    return {"bn": bn, "ddp": run_engine("ddp", 0, 1), "cut": cut(0, 1, passes=1)}

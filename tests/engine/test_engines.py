@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from gloo_workers import CPU, ENGINES, network, set_up
+from gloo_workers import CPU, CUT, ENGINES, network, set_up
 from torch import nn
 
 from megu_dist.config.schema import TrainSettings
@@ -54,6 +54,15 @@ def test_weights_are_whole_on_rank_0_only(name: str, two_ranks: list[dict[str, A
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in expected.items()}
     assert all(value.device == CPU for value in found.values())
     assert two_ranks[1][name]["trained"] is None
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_step_in_several_passes_is_the_same_step(
+    name: str, two_ranks: list[dict[str, Any]], one_process: dict[str, Any]
+) -> None:
+    """Three passes on each of two workers, some of them without an image, against one pass in one process."""
+    assert distance(one_process["cut"], network().state_dict()) > 0.01
+    assert distance(two_ranks[0]["cut"][name], one_process["cut"]) < 1e-5
 
 
 def test_a_missing_checkpoint_is_an_error(tmp_path: Path) -> None:

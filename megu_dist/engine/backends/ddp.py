@@ -29,7 +29,7 @@ class DdpEngine:
     def __init__(self, settings: DdpSettings) -> None:
         self.settings = settings
 
-    def setup(self, model: nn.Module, train: TrainSettings, device: torch.device) -> None:
+    def setup(self, model: nn.Module, train: TrainSettings, device: torch.device, passes: int = 1) -> None:
         from torch import distributed
         from torch.nn.parallel import DistributedDataParallel
 
@@ -45,14 +45,17 @@ class DdpEngine:
                 find_unused_parameters=False,
             )
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, last: bool = True) -> Tensor:
+        self.wrapped.require_backward_grad_sync = last  # what DistributedDataParallel.no_sync sets
         with autocast(self.train.precision, self.device):
             return self.wrapped(pixel_values=pixel_values).logits.float()
 
-    def step(self, loss: Tensor, lr: float) -> None:
+    def step(self, loss: Tensor, lr: float, last: bool = True) -> None:
         from torch.nn.utils import clip_grad_norm_
 
         loss.backward()
+        if not last:
+            return
         if self.train.clip_grad_norm > 0:
             clip_grad_norm_(self.model.parameters(), self.train.clip_grad_norm)
         for group in self.optimizer.param_groups:

@@ -19,9 +19,13 @@ TAG = "state"
 
 @dataclass(kw_only=True)
 class DeepSpeedSettings(EngineSettings):
-    """``zero_stage``: 0 nothing is sharded, 1 optimiser state, 2 + gradients, 3 + parameters."""
+    """``zero_stage``: 0 nothing is sharded, 1 optimiser state, 2 + gradients, 3 + parameters.
+
+    ``offload`` keeps the optimiser's state (stages 1 to 3), or the parameters as well (stage 3), in the CPU's memory.
+    """
 
     zero_stage: int = 0
+    offload: str = "none"  # none | optimizer | parameters
 
 
 def disable_compiled_ops() -> None:
@@ -43,7 +47,7 @@ class DeepSpeedEngine:
     def __init__(self, settings: DeepSpeedSettings) -> None:
         self.settings = settings
 
-    def setup(self, model: nn.Module, train: TrainSettings, device: torch.device) -> None:
+    def setup(self, model: nn.Module, train: TrainSettings, device: torch.device, passes: int = 1) -> None:
         import logging
 
         import deepspeed
@@ -52,34 +56,40 @@ class DeepSpeedEngine:
         logger.setLevel(logging.WARNING)
         disable_compiled_ops()
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
-        self.model, self.train, self.device = model, train, device
+        self.model, self.train, self.device, self.passes = model, train, device, passes
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=make_optimizer(model, train), config=self._config()
         )
 
     def _config(self) -> dict[str, Any]:
         bf16 = resolve_precision(self.train.precision, self.device) == "bf16"
+        zero: dict[str, Any] = {
+            "stage": self.settings.zero_stage,
+            "stage3_gather_16bit_weights_on_model_save": True,
+            "overlap_comm": self.device.type == "cuda",
+        }
+        if self.settings.offload != "none":
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
+        if self.settings.offload == "parameters":
+            zero["offload_param"] = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
         return {
-            # The loss is already a share of the global mean, so DeepSpeed only needs to know of one micro-batch a step.
+            # The loss is already a share of the global mean, so DeepSpeed only needs to know of the passes of a step.
             "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
+            "gradient_accumulation_steps": self.passes,
             "zero_allow_untested_optimizer": True,
-            "zero_optimization": {
-                "stage": self.settings.zero_stage,
-                "stage3_gather_16bit_weights_on_model_save": True,
-                "overlap_comm": self.device.type == "cuda",
-            },
+            "zero_force_ds_cpu_optimizer": False,  # its own CPU optimiser would be compiled at run time
+            "zero_optimization": zero,
             "torch_autocast": {"enabled": bf16, "dtype": "bfloat16"},
             "gradient_clipping": self.train.clip_grad_norm,
             "steps_per_print": 1 << 30,
             "wall_clock_breakdown": False,
         }
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, last: bool = True) -> Tensor:
         return self.engine(pixel_values=pixel_values).logits.float()
 
-    def step(self, loss: Tensor, lr: float) -> None:
-        self.engine.backward(loss)
+    def step(self, loss: Tensor, lr: float, last: bool = True) -> None:
+        self.engine.backward(loss * self.passes)  # DeepSpeed divides by their number
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
