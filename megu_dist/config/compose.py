@@ -43,7 +43,7 @@ def config_dir() -> Path:
 def load(words: Sequence[str], defaults: Sequence[str] = (), extra_dir: str | None = None) -> Composed:
     """Composes ``configs/config.yaml`` with a verb's ``defaults`` and the user's ``words``; later ones win."""
     _store_schemas()
-    overrides = [*defaults, *words]
+    overrides = [*defaults, *(f"++{word}" if _is_free(word) else word for word in words)]
     for word in words:
         _check_syntax(word)
     if extra_dir:
@@ -78,6 +78,12 @@ def group_options(group: str, extra_dir: str | None = None) -> list[str]:
     return sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
 
 
+def _is_free(word: str) -> bool:
+    """Whether the word sets something inside a free mapping, where Hydra takes new keys only with ``++``."""
+    key, _, value = word.partition("=")
+    return any(key.startswith(f"{free}.") or (key == free and value != "null") for free in FREE)
+
+
 def _check_syntax(word: str) -> None:
     if "=" not in word:
         raise UserError(f"{word!r} is not of the form key=value")
@@ -103,7 +109,7 @@ def _check_keys(words: Iterable[str], extra_dir: str | None) -> None:
             picked[key] = value
         elif not word.startswith(("+", "~")) and not key.startswith("hydra."):
             known = list(known_keys())
-            if key not in known and not any(key.startswith(f"{k}.") for k in FREE):
+            if key not in known and not _is_free(key):
                 raise UserError(f"unknown key {key!r}: {nearest(key, [*known, *groups])}")
 
 

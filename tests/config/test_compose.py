@@ -185,3 +185,10 @@ def test_known_keys_are_the_fields_of_all_settings() -> None:
 
 def test_config_dir_holds_the_default() -> None:
     assert (config_dir() / "config.yaml").is_file()
+
+
+def test_free_mappings_take_new_keys_and_words_are_merged_in_order() -> None:
+    words = ["model=transformers", "model.config={patch_size: 4, hidden_size: 32}", "model.config.hidden_size=48"]
+    assert load(words).settings.model.config == {"patch_size": 4, "hidden_size": 48}  # type: ignore[attr-defined]
+    members = load(["oracle=ensemble", "oracle.members={uniform: {weight: 2}}"]).settings.oracle.members  # type: ignore[attr-defined]
+    assert members["uniform"] == {"weight": 2}
