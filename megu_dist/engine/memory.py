@@ -1,0 +1,95 @@
+"""What a training step takes: bytes per worker and floating-point operations, from a model that is never materialised.
+
+Model states follow ZeRO (Rajbhandari et al. 2020) as DeepSpeed keeps them here: parameters, gradients and optimiser
+state in fp32, and from stage 1 on one more fp32 copy of the partition that a worker updates. Activations are counted
+rather than guessed: the tensors that autograd saves for one forward pass over fake tensors, which have shapes and no
+memory. Not counted: communication buckets, the allocator's fragmentation, cuDNN's workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from megu_dist.config.schema import TrainSettings
+
+FP32 = 4
+STATES = {"sgd": 1, "adamw": 2}  # fp32 numbers per parameter that the optimiser keeps
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass over ``images`` images, and the model; sizes in numbers of parameters, bytes, operations."""
+
+    parameters: int
+    largest: int  # parameters of the largest module that has any of its own
+    images: int
+    activations: int  # bytes that the backward pass needs, beside the parameters
+    flops: int  # of the forward pass
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on a worker's device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def measure(build: Callable[[], nn.Module], shape: tuple[int, ...], images: int, train: TrainSettings) -> Step:
+    """Runs the model that ``build`` makes on fake images (``images``, *``shape``)."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.autograd.graph import saved_tensors_hooks
+    from torch.utils.flop_counter import FlopCounterMode
+
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.device("meta"):
+        model = build().train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")  # as fake tensors, which autocast takes for real ones
+        if train.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        counter = FlopCounterMode(display=False)
+        own = {p.untyped_storage()._cdata for p in model.parameters()}
+        lowered = torch.autocast("cpu", torch.bfloat16, enabled=train.precision != "fp32")
+        with counter, saved_tensors_hooks(keep, lambda tensor: tensor), lowered:
+            output = model(pixel_values=torch.empty(images, *shape))  # keeps the graph, and so the storages, alive
+        bytes_saved = sum(size for key, size in saved.items() if key not in own)
+        del output
+    sizes = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
+    return Step(sum(sizes), max(sizes), images, bytes_saved, counter.get_total_flops())
+
+
+def memory(step: Step, train: TrainSettings, zero_stage: int, offload: str) -> Memory:
+    """What a worker holds while it trains with ``train.num_workers`` workers."""
+    world, count = train.num_workers, step.parameters * FP32
+
+    def share(stage: int) -> int:
+        """All of the parameters' size, or a worker's part where ZeRO of at least ``stage`` shards it."""
+        return count // world if zero_stage >= stage else count
+
+    states = STATES[train.optimizer] * share(1) + (share(1) if zero_stage else 0)
+    weights = share(3) + (FP32 * step.largest if zero_stage == 3 else 0)
+    if offload == "parameters":
+        weights = FP32 * step.largest
+    if offload != "none":
+        states = 0
+    return Memory(weights, share(2), states, step.activations)
