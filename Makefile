@@ -8,7 +8,7 @@ export MEGU_DATA_DIR := $(DATA)
 MEGU := $(BIN)/megu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-all lint format clean
+.PHONY: help setup data demo test test-all bench lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ format: setup ## ruff format and fixes
 
 test: lint ## lint, format and type checks, then all tests but the slow ones
 	$(BIN)/pytest -m "not slow and not perf"
+
+bench: setup ## speed against bare baselines: ratios, medians of several runs
+	$(BIN)/pytest -m perf -s tests/perf
 
 test-all: lint ## every test
 	$(BIN)/pytest -m "not perf"

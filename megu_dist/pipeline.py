@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from megu_dist.config.registry import lookup
 from megu_dist.config.schema import EXECUTION_ONLY, MeguSettings, OracleSettings
 from megu_dist.config.validate import check, check_forget, resolve_classes
+from megu_dist.data.bad_rows import BadRows
 from megu_dist.data.base import Source
 from megu_dist.data.coarse import refuse_fine_names, resolve_subclasses
 from megu_dist.data.open import open_source
@@ -147,8 +148,24 @@ class Pipeline:
         if found is not None:
             self.reporter.skipped(name)
             return found
-        with self.reporter.stage(name, total, unit):
-            return self.store.stage(name, inputs, outputs, work)
+        try:
+            with self.reporter.stage(name, total, unit):
+                return self.store.stage(name, inputs, outputs, work)
+        finally:
+            self._name_bad_rows()
+
+    def tolerate(self, forget_rows: np.ndarray) -> None:
+        """Has images that cannot be read named in the run folder and, but for those to be forgotten, left out if few."""
+        # Not part of any stage's key: a run that stopped goes on from where it was once more images may be bad.
+        folder = self.folder / ".bad_rows" / self.source.fingerprint()[:16]
+        self.source.bad_rows = BadRows(folder, self.settings.data.max_bad_fraction, forget_rows)
+        self._name_bad_rows()
+
+    def _name_bad_rows(self) -> None:
+        """``split/bad_rows.parquet``, where any image could not be read."""
+        bad, file = self.source.bad_rows, self.folder / "split" / "bad_rows.parquet"
+        if bad is not None and (count := bad.write(file)):
+            self.reporter.say(f"{count} images cannot be read and are left out; {file} names them")
 
     def split(self) -> tuple[Split, Record]:
         """``split/forget.parquet`` and ``split/manifest.json``."""
@@ -183,6 +200,7 @@ class Pipeline:
         record = self._stage("split", inputs, ["split"], total, "rows", work)
         manifest = json.loads((self.folder / "split" / "manifest.json").read_text())
         table = pq.read_table(self.folder / "split" / "forget.parquet")
+        self.tolerate(table["row"].to_numpy())
         return Split(table, np.array(manifest["class_counts"])), record
 
     def oracle(self, split: Split, split_key: str, model: Checkpoint | None) -> Record:
@@ -259,7 +277,33 @@ class Pipeline:
             ("price", "no price given (oracle.price_prompt, oracle.price_answer)" if found.price is None
              else f"{found.price:,.4f}"),
         ]  # fmt: skip
-        return lines
+        return lines + self._compute()
+
+    def _compute(self) -> list[tuple[str, str]]:
+        """What the model itself takes; needs no weights, only its configuration."""
+        from megu_dist.engine.memory import forecast
+        from megu_dist.models.checkpoint import untrained
+
+        s, total = self.settings, self.source.num_rows("train")
+        if s.model.path is None:
+            model = lookup("model", s.model.name).target(s.model)
+            forget = self._count_forget()
+            return forecast(s, lambda: model.build(self.names), model.preprocess().shape, forget, total - forget)
+        found = self.open_model(s.model.path, "model.path")
+        forget = self._count_forget()
+        return forecast(s, lambda: untrained(found.folder), found.preprocess.shape, forget, total - forget)
+
+    def _count_forget(self) -> int:
+        """Training images of the request, from labels alone."""
+        forget, total = self.settings.forget, self.source.num_rows("train")
+        if forget.scenario == "random":
+            return forget.count or round(total * (forget.fraction or 0.0))
+        if forget.scenario == "ids":
+            return len(read_ids(str(forget.ids_file)))
+        source = self.source.fine if self.fine and self.source.fine is not None else self.source
+        wanted = self.subclasses if self.fine else self.classes
+        labels = (source.index(piece)["label"].to_numpy() for piece in source.pieces("train"))
+        return sum(int(np.isin(part, wanted).sum()) for part in labels)
 
     def _confusion(self, stage: str, part: str, split: Split, split_key: str, model: Checkpoint) -> Record:
         """``<stage>.parquet``: where the classifier sends validation images, or the forget images of each class."""
@@ -546,6 +590,7 @@ def train(pipeline: Pipeline) -> None:
 
         key = content_key({"data": pipeline.source.fingerprint()})
         split = Split(pa.table({f.name: pa.array([], f.type) for f in INDEX_SCHEMA}), np.zeros(len(pipeline.names)))
+        pipeline.tolerate(split.rows)
     start = None if s.model.path is None else pipeline.open_model(s.model.path, "model.path")
     record = pipeline.finetune(split, key, start, None)
     write_json(pipeline.folder / "training.json", {"seconds": record.seconds, **record.info})

@@ -249,7 +249,8 @@ def test_an_unreadable_forget_image_is_named(
     data = ["data=parquet", f"data.path={tmp_path}", f"run.dir={runs_dir}", f"model.path={digits_model}"]
     done = run_megu(["unlearn", *data, "forget.classes=[three]", "oracle=uniform", "run.name=bad"])
     assert done.code == 2, done.output
-    assert f"megu: cannot read image 'train/{bad:08d}'" in done.output
+    assert f"megu: image 'train/{bad:08d}' is to be forgotten and cannot be read" in done.output
+    assert pq.read_table(runs_dir / "bad" / "split" / "bad_rows.parquet")["row"].to_pylist() == [bad]
     assert "Traceback" not in done.output
     assert not (runs_dir / "bad" / "perturbed").exists()
 

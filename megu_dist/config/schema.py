@@ -26,7 +26,8 @@ class SourceSettings:
     test_fraction: float = 0.0  # share of the training rows held out as test images when the source has none
     validation_fraction: float = 0.0  # share of the test rows kept apart for calibration and search, never scored
     coarse: str | None = None  # mapping file, coarse name → fine names: models learn the coarse classes
-    cache_dir: str = "~/.cache/megu_dist"  # where embedded data sets are kept as Parquet
+    max_bad_fraction: float = 0.0  # share of a split's images that may be unreadable: named, counted and left out
+    cache_dir: str = "~/.cache/megu_dist"  # where embedded data sets and indexes of shards are kept as Parquet
 
 
 @dataclass(kw_only=True)

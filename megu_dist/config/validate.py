@@ -35,6 +35,7 @@ SHARE: _Rule = ("at least 0 and below 1", lambda v: 0 <= v < 1)
 RANGES: dict[str, _Rule] = {
     "data.test_fraction": SHARE,
     "data.validation_fraction": SHARE,
+    "data.max_bad_fraction": SHARE,
     "oracle.num_replicas": AT_LEAST_ONE,
     "oracle.max_replicas": AT_LEAST_ONE,
     "oracle.max_batch_size": AT_LEAST_ONE,

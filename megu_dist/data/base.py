@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
+    from megu_dist.data.bad_rows import BadRows
     from megu_dist.data.decoded import DecodedImages
 
 INDEX_SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string()), ("label", pa.int64())])
@@ -36,6 +37,7 @@ class Source(ABC):
     """A labelled image data set."""
 
     decoded: DecodedImages | None = None  # its images decoded beforehand, where somebody did so
+    bad_rows: BadRows | None = None  # how many images of the current run may be unreadable; none: not a single one
 
     @property
     @abstractmethod

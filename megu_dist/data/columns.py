@@ -64,17 +64,25 @@ def resolve(schema: Any, file: str, image: str | None, label: str | None, identi
 
 
 def read_class_names(location: str) -> list[str]:
-    """Class names of a text file (one per line) or a JSON list."""
+    """Class names of ``data.class_names_file``: text (one per line) or a JSON list."""
     location = absolute(location)
+    return class_names_at(location, filesystem(location)[1], "data.class_names_file")
+
+
+def class_names_at(root: str, path: str, key: str) -> list[str]:
+    """Class names of a file in the file system of ``root``; ``key`` names it in errors."""
     try:
-        text = read_bytes(location, filesystem(location)[1]).decode("utf-8-sig")
-        names = json.loads(text) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
+        text = read_bytes(root, path).decode("utf-8-sig")
+        is_json = text.lstrip().startswith(("[", "{"))
+        names = json.loads(text) if is_json else [line.strip() for line in text.splitlines()]
     except (OSError, ValueError) as error:
-        raise UserError(f"data.class_names_file: cannot read {location}: {error}") from error
+        raise UserError(f"{key}: cannot read {path}: {error}") from error
+    if not isinstance(names, list):
+        raise UserError(f"{key}: {path} holds no JSON list of names in the order of the labels")
     names = [str(name) for name in names if name != ""]
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if not names or repeated:
-        raise UserError(f"data.class_names_file: {location} " + (f"repeats {repeated}" if repeated else "is empty"))
+        raise UserError(f"{key}: {path} " + (f"repeats {repeated}" if repeated else "is empty"))
     return names
 
 

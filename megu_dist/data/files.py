@@ -1,4 +1,4 @@
-"""Finds and opens data files: local paths, globs, and every URI that Arrow or fsspec understands.
+"""Finds and opens data files: local paths, globs, brace ranges, lists, and every URI that Arrow or fsspec understands.
 
 A file set is held as names below one base path, so that thousands of files pickle to a few kilobytes; the file system
 is opened again in each process that reads.
@@ -24,19 +24,10 @@ READ_THREADS = 8
 A = TypeVar("A")
 B = TypeVar("B")
 _GLOB = re.compile(r"[*?\[]")
-_SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-}
-_SPLIT_WORD = re.compile(r"(?<![a-z])(" + "|".join(sorted(_SPLIT_WORDS, key=len, reverse=True)) + r")(?![a-z])")
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+_QUERY = re.compile(r"\?\w+=[^?]*$")  # options of a URI, as in s3://bucket/folder?endpoint_override=…
+_LISTS = (".txt", ".list", ".lst")
+MAX_RANGE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -99,8 +90,71 @@ def filesystem(location: str) -> tuple[Any, str]:
 
 
 def list_files(location: str, suffixes: tuple[str, ...], key: str) -> FileSet:
-    """The files of ``location`` (file, folder or glob; setting ``key``); folders are searched by suffix."""
+    """The files of ``location`` (setting ``key``), by name.
+
+    A file, a folder (searched by suffix), a glob, a brace range (``train-{000..099}.tar``), or a text file with one of
+    these a line, relative to its own folder.
+    """
     location = absolute(location)
+    lines = [location]
+    if location.endswith(_LISTS) and not location.endswith(suffixes):
+        lines = _read_list(location, key)
+    named = [one for line in lines for one in _expand(line, key)]
+    found = thread_map(lambda one: _list_one(one, suffixes, key), named)
+    return found[0] if len(found) == 1 else _join(found, key)
+
+
+def _read_list(location: str, key: str) -> list[str]:
+    """Locations that a text file names; blank lines and lines that start with # are skipped."""
+    try:
+        text = read_bytes(location, filesystem(location)[1]).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: cannot read the list {location}: {error}") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+    if not lines:
+        raise UserError(f"{key}: the list {location} names no file")
+    query = _QUERY.search(location) if is_uri(location) else None
+    folder = posixpath.dirname(location[: query.start()] if query else location)
+    options = query.group() if query else ""
+    return [line if is_uri(line) or line.startswith("/") else f"{folder}/{line}{options}" for line in lines]
+
+
+def _expand(location: str, key: str) -> list[str]:
+    """``a-{08..10}`` → a-08, a-09, a-10; ``{a,b}`` → a, b. A local file whose name holds braces is itself."""
+    found = _BRACES.search(location)
+    if not found or (not is_uri(location) and os.path.exists(location)):
+        return [location]
+    first, last, words = found.groups()
+    if words is None:
+        if not 0 <= int(last) - int(first) < MAX_RANGE:
+            raise UserError(f"{key}: {found.group()} in {location} is no range: the first number is the smaller one")
+        parts = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    else:
+        parts = words.split(",")
+    return [one for part in parts for one in _expand(location[: found.start()] + part + location[found.end() :], key)]
+
+
+def _join(found: list[FileSet], key: str) -> FileSet:
+    """One file set of several, named from the deepest folder that they share."""
+    first = filesystem(found[0].root)[0]
+    for other in (filesystem(one.root)[0] for one in found):
+        # fsspec makes an instance per thread: those of one protocol are not equal, and the same.
+        if other == first or (isinstance(first, pafs.PyFileSystem) and other.type_name == first.type_name):
+            continue
+        raise UserError(f"{key}: {found[0].root} and others lie in different file systems: give files of one")
+    stamps = {
+        one.path(number): (int(one.sizes[number]), int(one.mtimes[number]))
+        for one in found
+        for number in range(len(one.names))
+    }
+    paths = sorted(stamps)
+    base = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+    sizes, mtimes = np.array([stamps[path] for path in paths], dtype=np.int64).T
+    return FileSet(found[0].root, base, [_relative(path, base) for path in paths], sizes, mtimes)
+
+
+def _list_one(location: str, suffixes: tuple[str, ...], key: str) -> FileSet:
+    """The files of one file, folder or glob."""
     root, pattern = _split_glob(location)
     found, base = filesystem(root)
     try:
@@ -145,32 +199,6 @@ def thread_map(function: Callable[[A], B], items: Iterable[A], parallel: bool = 
         return list(pool.map(function, items))
 
 
-def assign_splits(files: FileSet) -> dict[str, FileSet]:
-    """Files by split, in the Hugging Face convention: a word in the file's name, else in a folder above it.
-
-    Files without such a word are training files when none is named so, else they are left out (as the hub does). A
-    lone test or validation file that the user pointed at is what they want to train on.
-    """
-    words = [split_of(name) for name in files.names]
-    named = sorted({word for word in words if word})
-    if "train" not in named:
-        if None not in words and len(named) > 1:
-            raise UserError(f"no training files in {files.root}: found only {' and '.join(named)} files")
-        if None not in words:
-            return {"train": files}
-        words = [word or "train" for word in words]
-        named.append("train")
-    return {split: files.where([word == split for word in words]) for split in named}
-
-
-def split_of(name: str) -> str | None:
-    """The split that a relative file name tells: by the file's own name first, then by the nearest folder."""
-    for part in reversed(name.lower().split("/")):
-        if word := _SPLIT_WORD.search(part):
-            return _SPLIT_WORDS[word.group(1)]
-    return None
-
-
 def _file_set(root: str, base: str, items: list[tuple[str, Any]]) -> FileSet:
     items = sorted(items, key=lambda item: item[0])
     sizes = np.array([info.size or 0 for _, info in items], dtype=np.int64)
@@ -182,11 +210,13 @@ def _split_glob(location: str) -> tuple[str, str]:
     """The part before the first path segment with a wildcard, and the pattern below it ("" without one)."""
     if location.startswith(("http://", "https://")) or (not is_uri(location) and os.path.exists(location)):
         return location, ""  # a query string, or a file whose name holds a bracket, is no glob
+    query = _QUERY.search(location) if is_uri(location) else None
+    options, location = (query.group(), location[: query.start()]) if query else ("", location)
     parts = location.split("/")
     for number, part in enumerate(parts):
         if _GLOB.search(part):
-            return "/".join(parts[:number]) or "/", "/".join(parts[number:])
-    return location, ""
+            return ("/".join(parts[:number]) or "/") + options, "/".join(parts[number:])
+    return location + options, ""
 
 
 def _glob_regex(pattern: str) -> str:

@@ -11,14 +11,16 @@ from collections.abc import Callable
 
 import numpy as np
 
+CHUNK = 1 << 16  # rows handled at a time where temporaries would be many times as large as what is kept
 SHARDS = 8  # runs of neighbouring rows that are read side by side; 1, 2, 4 or 8 workers then read disjoint runs
 
 
 def complement(count: int, rows: np.ndarray) -> np.ndarray:
-    """Row numbers 0 … count-1 that are not in ``rows``, ascending."""
+    """Row numbers 0 … count-1 that are not in ``rows``, ascending; int32 where they fit, as there may be millions."""
     keep = np.ones(count, bool)
     keep[rows] = False
-    return np.flatnonzero(keep)
+    parts = [np.flatnonzero(keep[start : start + CHUNK]) + start for start in range(0, count, CHUNK)]
+    return np.concatenate([part.astype(np.int32 if count < 1 << 31 else np.int64) for part in parts] or [rows[:0]])
 
 
 def sample(rows: np.ndarray, size: int | None, seed: int, epoch: int) -> np.ndarray:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from megu_dist.data.bad_rows import BadRow
 from megu_dist.data.base import Source
 from megu_dist.data.perturbed import PerturbedStore
 from megu_dist.data.plan import hash_uniform
+from megu_dist.errors import UserError
 from megu_dist.models.preprocess import Preprocess
 
 Arrays = dict[str, np.ndarray]
@@ -55,17 +57,23 @@ class ImageReader:
     preprocess: Preprocess
     augment: Augment | None = None
     keep_id: bool = False
+    skip_bad: bool = False  # as far as the run allows it, images that cannot be decoded are marked and not an error
 
     def __call__(self, batch: Arrays) -> Arrays:
-        """{row: (N,)} → {row, label: (N,), image: uint8 (N, C, H, W)}; where asked, id and (if there are any) fine labels."""
+        """{row: (N,)} → {row, label: (N,), image: uint8 (N, C, H, W)}; where asked, id and (if there are any) fine labels.
+
+        Where the run allows unreadable images, ``bad`` (N,) tells which are; they are black, and every row has its place.
+        """
         rows = np.asarray(batch["row"])
         kept = self.source.decoded
         found = None if kept is None else kept.read(self.split, rows, self.preprocess)
         if found is None:
             table = self.source.gather(self.split, rows)
-            images = decode(table, self.preprocess)
+            images, bad = decode(table, self.preprocess)
+            if bad:
+                self._report(table, bad)
         else:
-            table, images = found
+            (table, images), bad = found, {}
         if self.augment is not None:
             (images,) = self.augment(rows, [images])
         out = {"row": rows, "label": table["label"].to_numpy(), "image": images}
@@ -73,16 +81,42 @@ class ImageReader:
             out["id"] = np.array(table["id"].to_pylist(), dtype=object)
             if "fine" in table.column_names:
                 out["fine"] = table["fine"].to_numpy()
+        if self.skip_bad and self.source.bad_rows is not None and self.source.bad_rows.fraction:
+            out["bad"] = np.isin(np.arange(len(rows)), list(bad))
         return out
 
+    def _report(self, table: pa.Table, bad: dict[int, str]) -> None:
+        """Raises unless the run allows these images to be unreadable, and this reader to pass them on."""
+        known = self.source.bad_rows
+        if known is not None:
+            rows, names = table["row"].to_pylist(), table["id"].to_pylist()
+            reasons = {i: bad[i].removeprefix(f"cannot read image {names[i]!r}: ") for i in sorted(bad)}
+            found = [BadRow(rows[i], names[i], reason) for i, reason in reasons.items()]
+            known.report(self.split, self.source.num_rows(self.split), found)
+        if known is None or not self.skip_bad:
+            raise UserError(bad[min(bad)])
 
-def decode(table: pa.Table, preprocess: Preprocess) -> np.ndarray:
-    """Column ``image`` of a gathered table → uint8 (N, C, H, W)."""
+
+def without_bad(arrays: Arrays) -> Arrays:
+    """The rows that were read, without the column that says so."""
+    bad = arrays.get("bad")
+    if bad is None:
+        return arrays
+    rest = {name: values for name, values in arrays.items() if name != "bad"}
+    return {name: values[~bad] for name, values in rest.items()} if bad.any() else rest
+
+
+def decode(table: pa.Table, preprocess: Preprocess) -> tuple[np.ndarray, dict[int, str]]:
+    """Column ``image`` of a gathered table → uint8 (N, C, H, W), and why the images at some places are unreadable."""
     data, names = table["image"].to_pylist(), table["id"].to_pylist()
-    out = np.empty((len(data), *preprocess.shape), np.uint8)
+    out = np.zeros((len(data), *preprocess.shape), np.uint8)
+    bad: dict[int, str] = {}
 
     def one(i: int) -> None:
-        out[i] = preprocess.decode(data[i], names[i])
+        try:
+            out[i] = preprocess.decode(data[i], names[i])
+        except UserError as error:
+            bad[i] = str(error)
 
     if preprocess.height >= 128:  # Pillow releases the GIL; below this size a thread costs more than it saves
         with ThreadPoolExecutor(4) as pool:
@@ -90,7 +124,7 @@ def decode(table: pa.Table, preprocess: Preprocess) -> np.ndarray:
     else:
         for i in range(len(data)):
             one(i)
-    return out
+    return out, bad
 
 
 @dataclass(frozen=True)

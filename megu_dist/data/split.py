@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from megu_dist.config.schema import ForgetSettings
 from megu_dist.data.base import Source
-from megu_dist.data.plan import hash_uniform
+from megu_dist.data.plan import CHUNK, hash_uniform
 from megu_dist.errors import UserError, nearest
 
 Keep = Callable[[pa.Table], np.ndarray]  # index table → mask of the rows to take
@@ -57,8 +57,8 @@ def make_split(
         table, counts = scan(source, "train", _InIds(frozenset(wanted)), progress)
         _check_ids(source, wanted, table, str(forget.ids_file))
     else:
-        everything, counts = scan(source, "train", None, progress, columns=("row", "label"))
-        rows = choose(everything["row"].to_numpy(), everything["label"].to_numpy(), forget, seed)
+        everything, counts = scan(source, "train", None, progress, columns=("label",))
+        rows = choose(np.arange(len(everything)), everything["label"].to_numpy(), forget, seed)
         table, _ = scan(source, "train", _InRows(rows), progress)
     total = int(counts.sum())
     if len(table) == 0:
@@ -77,7 +77,8 @@ def scan(
     progress: Callable[[int], None] | None = None,
     columns: tuple[str, ...] = ("row", "id", "label"),
 ) -> tuple[pa.Table, np.ndarray]:
-    """Index rows of ``split`` that ``keep`` takes, by row, and the counts of all labels. Tasks are pieces of a split."""
+    """Index rows of ``split`` that ``keep`` takes, by row, and the counts of all labels. Tasks are pieces of a split,
+    whose results come in their order."""
 
     from megu_dist.data import stream
 
@@ -91,7 +92,7 @@ def scan(
             done += record["rows"]
             if progress:
                 progress(done)
-    return pa.concat_tables(tables).select(list(columns)).sort_by("row"), counts
+    return pa.concat_tables(tables).select(list(columns)), counts
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ def choose(rows: np.ndarray, labels: np.ndarray, forget: ForgetSettings, seed: i
         raise UserError(f"{key} takes every one of {len(rows)} training images: nothing would be retained")
     if n < 1:
         raise UserError(f"forget.fraction={forget.fraction} of {len(rows)} images is less than one image")
-    priority = hash_uniform(seed, 21, rows)
+    parts = [hash_uniform(seed, 21, rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
+    priority = np.concatenate(parts)
     if not forget.stratified:
         return np.sort(rows[np.argsort(priority, kind="stable")[:n]])
     counts = np.bincount(labels)

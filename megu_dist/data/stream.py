@@ -58,7 +58,7 @@ def blocks(
     if _here:
         work = actor(**(arguments or {})) if actor else None
         for start in range(0, len(rows), chunk):
-            block = reader({"row": rows[start : start + chunk]})
+            block = reader({"row": rows[start : start + chunk].astype(np.int64)})
             yield _converted(block if work is None else work(block), batch_format)
         return
     data = dataset(rows, reader, chunk)
@@ -98,7 +98,7 @@ def dataset(rows: np.ndarray, reader: Callable[[Arrays], Any], chunk: int) -> An
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    blocks = [pa.table({"row": rows[start : start + chunk]}) for start in range(0, len(rows), chunk)]
+    blocks = [pa.table({"row": rows[start : start + chunk].astype(np.int64)}) for start in range(0, len(rows), chunk)]
     tasks = os.environ.get(LOCAL_TASKS)
     return ray.data.from_blocks(blocks).map_batches(
         reader,

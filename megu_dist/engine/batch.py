@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from megu_dist.data import plan, stream
+from megu_dist.data.readers import without_bad
 
 Reader = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -70,6 +71,7 @@ class Rows:
     count: int  # rows per epoch
     population: int = 0  # rows that the epochs draw from
     plain_reader: Callable[[int], Reader] | None = None  # the same images as they are, without augmentation
+    asked: np.ndarray | None = None  # rows of the source that every epoch with any rows must hold exactly once
 
     def until(self, epochs: int) -> Rows:
         """The same rows in the first ``epochs`` epochs, none after."""
@@ -80,21 +82,22 @@ class Rows:
         return self if self.plain_reader is None else replace(self, reader=self.plain_reader)
 
     def steps(self, epoch: int, steps: int, first: int, rank: int, world: int, device: torch.device) -> Iterator[Part]:
-        """This worker's share of each step from ``first`` on, read through Ray Data in the planned order."""
+        """This worker's share of each step from ``first`` on, read through Ray Data in the planned order.
+
+        Unreadable images that the run allows are left out of it and stay in ``total``: their weight is zero.
+        """
         order = self.rows(epoch)
-        shares = [order[plan.rank_positions(len(order), steps, s, rank, world)] for s in range(first, steps)]
-        wanted = np.concatenate(shares) if shares else order[:0]
-        if len(wanted) == 0:
-            blocks: Iterator[dict[str, Any]] = iter(())
-            shares_empty = True
-        else:
-            shares_empty = False
+        count = len(order)
+        sizes = [len(plan.rank_positions(count, steps, step, rank, world)) for step in range(first, steps)]
+        low = plan.bounds(count, steps, first)[0]
+        wanted = order[low + (rank - low) % world :: world]  # every step's positions, as a view
+        groups: Iterator[dict[str, Any]] = ({} for _ in sizes)
+        if len(wanted):
             blocks = stream.blocks(wanted, self.reader(epoch), stream.task_rows(self.row_bytes), prefetch=2)
-        sizes = [len(share) for share in shares]
-        groups = ({} for _ in sizes) if shares_empty else stream.in_steps(blocks, sizes)
+            groups = stream.in_steps(blocks, sizes)
         for step, arrays in zip(range(first, steps), groups, strict=True):
-            low, high = plan.bounds(len(order), steps, step)
-            yield Part(high - low, {name: _tensor(value, device) for name, value in arrays.items()})
+            low, high = plan.bounds(count, steps, step)
+            yield Part(high - low, {name: _tensor(value, device) for name, value in without_bad(arrays).items()})
 
 
 def _tensor(value: np.ndarray, device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from megu_dist.engine import batch_norm, checkpoints
 from megu_dist.engine.base import Engine
 from megu_dist.engine.batch import Batch, Part, Rows
 from megu_dist.engine.calibrate import Calibrator
+from megu_dist.engine.coverage import Coverage
 from megu_dist.errors import UserError
 from megu_dist.models.preprocess import Preprocess
 
@@ -133,8 +134,13 @@ class Context:
             model.train()
             if epoch > first_epoch:
                 batches = self._batches(epoch, steps, forget, retain)
-            if self._epoch(model, epoch, steps, batches, loss, pixels, log):
+            covered = None
+            if forget is not None and forget.asked is not None and len(forget.rows(epoch)):
+                covered = Coverage(forget.asked, self.device)
+            if self._epoch(model, epoch, steps, batches, loss, pixels, log, covered):
                 stopped = "calibrated"
+            elif covered is not None:
+                covered.check(self.world, epoch)
             last = stopped == "calibrated" or epoch + 1 == end
             if last or (epoch + 1) % self.train.checkpoint_every == 0:
                 self._checkpoint(model, checkpoints.Progress(epoch, stopped))
@@ -152,6 +158,7 @@ class Context:
         loss: Loss,
         pixels: Pixels,
         log: _Log,
+        covered: Coverage | None,
     ) -> bool:
         """One epoch; True when the stop rule ended it early."""
         for step, batch in enumerate(batches):
@@ -164,6 +171,8 @@ class Context:
             ]
             forget_sum, retain_sum = (torch.stack(side).sum() for side in zip(*sums, strict=True))
             log.add(epoch, step, lr, batch, forget_sum, retain_sum)
+            if covered is not None:
+                covered.add(batch.forget)
             if self.calibrator is not None and (step + 1) % self.train.calibrate_every == 0:
                 model.eval()
                 done = self.calibrator.reached(lambda x: self.engine.forward(self.model_input(x)))

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from megu_dist.config.schema import TrainSettings
+    from megu_dist.config.schema import MeguSettings, TrainSettings
 
 FP32 = 4
+PEAK = 989e12  # operations per second: bf16 tensor cores of an H100 SXM, dense
+SHARE = 0.4  # of the peak, a usual figure for well-fed transformers
 STATES = {"sgd": 1, "adamw": 2}  # fp32 numbers per parameter that the optimiser keeps
 
 
@@ -93,3 +95,35 @@ def memory(step: Step, train: TrainSettings, zero_stage: int, offload: str) -> M
     if offload != "none":
         states = 0
     return Memory(weights, share(2), states, step.activations)
+
+
+def forecast(
+    settings: MeguSettings, build: Callable[[], nn.Module], shape: tuple[int, ...], forget: int, retain: int
+) -> list[tuple[str, str]]:
+    """Lines for ``megu plan``: memory per worker, steps, operations. ``forget`` and ``retain`` count training images."""
+    train, perturb = settings.train, settings.perturb
+    passes = train.micro_batch_size or train.batch_size
+    step = measure(build, shape, max(1, min(passes, -(-train.batch_size // train.num_workers))), train)
+    engine = settings.engine
+    held = memory(step, train, getattr(engine, "zero_stage", 0), getattr(engine, "offload", "none"))
+    parts = ", ".join(
+        f"{name} {_gib(getattr(held, name))}" for name in ("weights", "gradients", "optimizer", "activations")
+    )
+    epoch = forget + min(retain, train.retain_per_epoch or retain)
+    steps = -(-epoch // train.batch_size)
+    one = step.flops / step.images
+    # A backward pass is two forward passes, or three with recomputed activations; towards pixels alone it is one.
+    tuning = epoch * train.epochs * one * (4 if train.gradient_checkpointing else 3)
+    noise = forget * one * (1 + 2 * perturb.steps * (perturb.draws + 1))
+    hours = (tuning + noise) / (PEAK * SHARE) / 3600
+    return [
+        ("parameters", f"{step.parameters / 1e6:,.1f} M"),
+        ("memory per worker", f"{_gib(held.total)} GiB: {parts} ({step.images} images a pass); buckets and workspaces apart"),
+        ("fine-tuning", f"{train.epochs} × {steps:,} steps, {train.epochs * epoch:,} images on {train.num_workers} workers"),
+        ("operations", f"{tuning / 1e15:,.3g} PFLOP of fine-tuning, {noise / 1e15:,.3g} of noise: {hours:,.3g} GPU hours "
+         f"at {SHARE:.0%} of an H100's {PEAK / 1e12:.0f} TFLOP/s"),
+    ]  # fmt: skip
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f}"

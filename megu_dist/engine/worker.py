@@ -130,23 +130,23 @@ def _rows(job: TrainJob, perturbed: bool) -> tuple[Any, Any]:
         return plan.epoch_order(chosen, seed, epoch, train.shuffle_window, lambda rows: source.locality("train", rows))
 
     def image_reader(epoch: int) -> ImageReader:
-        return ImageReader(source, "train", job.preprocess, Augment(train.augment, seed, epoch))
+        return ImageReader(source, "train", job.preprocess, Augment(train.augment, seed, epoch), skip_bad=True)
 
     def plain_reader(epoch: int) -> ImageReader:
-        return ImageReader(source, "train", job.preprocess)
+        return ImageReader(source, "train", job.preprocess, skip_bad=True)
 
     retain = Rows(retain_order, image_reader, image_bytes, size, len(kept), plain_reader)
+    wanted = np.asarray(job.forget_rows)
     if not perturbed:
-        if len(job.forget_rows) == 0:
+        if len(wanted) == 0:
             return None, retain
-        wanted = np.asarray(job.forget_rows)
 
         def forget_order(epoch: int) -> np.ndarray:
             return plan.epoch_order(
                 wanted, seed, epoch, train.shuffle_window, lambda rows: source.locality("train", rows)
             )
 
-        return Rows(forget_order, image_reader, image_bytes, len(wanted), len(wanted), plain_reader), retain
+        return Rows(forget_order, image_reader, image_bytes, len(wanted), len(wanted), plain_reader, wanted), retain
     if job.perturbed is None:
         raise RuntimeError("the method needs perturbed images, but the perturb stage was not run")
     store = PerturbedStore(Path(job.perturbed))
@@ -155,6 +155,7 @@ def _rows(job: TrainJob, perturbed: bool) -> tuple[Any, Any]:
         lambda epoch: PerturbedReader(store, epoch, Augment(train.augment, seed, epoch)),
         3 * image_bytes,
         len(store),
+        asked=wanted,
     )
     return forget, retain
 

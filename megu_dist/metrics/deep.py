@@ -17,7 +17,7 @@ from megu_dist.config.schema import EvaluateSettings
 from megu_dist.data import stream
 from megu_dist.data.base import Source
 from megu_dist.data.plan import hash_uniform
-from megu_dist.data.readers import ImageReader
+from megu_dist.data.readers import ImageReader, without_bad
 from megu_dist.metrics.base import Numbers
 from megu_dist.models.preprocess import Preprocess
 
@@ -62,7 +62,8 @@ class DeepJob:
         """uint8 (N, C, H, W) on the CPU, and the label (or fine label) of each."""
         import torch
 
-        read = ImageReader(self.source, split, self.preprocess, keep_id=self.fine)({"row": rows})
+        reader = ImageReader(self.source, split, self.preprocess, keep_id=self.fine, skip_bad=True)
+        read = without_bad(reader({"row": rows}))
         return torch.from_numpy(read["image"]), np.array(read["fine" if self.fine else "label"])
 
     def some(self, rows: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from megu_dist.config.schema import EvaluateSettings
 from megu_dist.data.base import Source
-from megu_dist.data.readers import Arrays, ImageReader
+from megu_dist.data.readers import Arrays, ImageReader, without_bad
 from megu_dist.metrics.base import PARTS, Parts, Predictions
 from megu_dist.models.preprocess import Preprocess
 
@@ -41,7 +41,9 @@ class PartReader:
         for name, split, rows in self.parts:
             mine = numbers[(numbers >= start) & (numbers < start + len(rows))]
             if len(mine):
-                out = ImageReader(self.source, split, self.preprocess, keep_id=True)({"row": rows[mine - start]})
+                out = ImageReader(self.source, split, self.preprocess, keep_id=True, skip_bad=True)(
+                    {"row": rows[mine - start]}
+                )
                 part = np.full(len(mine), PARTS.index(name))
                 if name == "retain_test":
                     part[np.isin(out[self.by], self.forgotten)] = PARTS.index("forget_test")
@@ -71,7 +73,7 @@ class Predictor:
 
     def __call__(self, block: Arrays) -> Arrays:
         """Adds probs (N, C) float32 and loss (N,) of each model; drops the images."""
-        out = {key: block[key] for key in ("row", "id", "label", "part")}
+        out: Arrays = {key: block[key] for key in ("row", "id", "label", "part", "bad") if key in block}
         for name in self.models:
             size = self.batch_size
             starts = range(0, len(block["row"]), size)
@@ -122,7 +124,7 @@ def predict(
         done += len(block["row"])
         progress(done)
     order = np.argsort(np.concatenate([b["row"] for b in blocks]), kind="stable")
-    merged = {key: np.concatenate([b[key] for b in blocks])[order] for key in blocks[0]}
+    merged = without_bad({key: np.concatenate([b[key] for b in blocks])[order] for key in blocks[0]})
     out.mkdir(parents=True, exist_ok=True)
     for name in folders:
         _write(name, merged, out)

@@ -49,6 +49,13 @@ class Checkpoint:
         return digest.hexdigest()
 
 
+def untrained(folder: Path) -> PreTrainedModel:
+    """The architecture in a model folder, without its weights."""
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    return AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+
+
 def open_checkpoint(path: str, key: str = "model.path") -> Checkpoint:
     """Reads a model folder or hub id without loading weights. Raises :class:`UserError` that names what is wrong."""
     folder = _resolve(path, key)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "preprocessor_config.json"
+DRAFT = 2  # a JPEG is decoded at no less than this many times the size that it is resized to
 CROP_PERCENT = 0.875  # ConvNextImageProcessor's default share kept by the centre crop below 384 pixels
 
 
@@ -45,30 +46,36 @@ class Preprocess:
         """Encoded image → uint8 (C, H, W). Raises :class:`UserError` that names an image that cannot be read."""
         try:
             image: Image.Image = Image.open(io.BytesIO(data))
-            if image.format == "JPEG" and self.resize_edge:
-                image.draft(None, (self.resize_edge, self.resize_edge))  # decodes large photographs at a smaller scale
             mode = "L" if self.channels == 1 else "RGB"
+            size, box = self._resized(*image.size), (0.0, 0.0, *map(float, image.size))
+            if image.format == "JPEG" and self.resample != Image.Resampling.NEAREST:
+                # Decodes a photograph at 1/2, 1/4 or 1/8 of its size where it is to shrink by more than that.
+                box = (image.draft(None, (DRAFT * size[0], DRAFT * size[1])) or (None, box))[1]
             if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips instead of scaling
                 image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
             if image.mode != mode:
                 image = image.convert(mode)
             image.load()
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UnidentifiedImageError:  # whose text tells an address in memory
+            raise UserError(f"cannot read image {name!r}: no known image format") from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"cannot read image {name!r}: {error or type(error).__name__}") from None
-        pixels = np.asarray(self._fit(image))
+        pixels = np.asarray(self._fit(image, size, box))
         return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
-    def _fit(self, image: Image.Image) -> Image.Image:
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height that an image has after the resize and before the crop."""
         if self.resize_edge is None:
-            if image.size == (self.width, self.height):
-                return image
-            return image.resize((self.width, self.height), Image.Resampling(self.resample))
-        short = min(image.size)  # the longer edge is cut off, not rounded, as transformers does
-        size = (
-            max(self.width, image.width * self.resize_edge // short),
-            max(self.height, image.height * self.resize_edge // short),
-        )
-        image = image.resize(size, Image.Resampling(self.resample))
+            return self.width, self.height
+        short = min(width, height)  # the longer edge is cut off, not rounded, as transformers does
+        return max(self.width, width * self.resize_edge // short), max(self.height, height * self.resize_edge // short)
+
+    def _fit(self, image: Image.Image, size: tuple[int, int], box: tuple[float, ...]) -> Image.Image:
+        """Resizes what ``box`` holds to ``size``, and crops."""
+        if image.size != size:
+            image = image.resize(size, Image.Resampling(self.resample), box)
+        if image.size == (self.width, self.height):
+            return image
         left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
         return image.crop((left, top, left + self.width, top + self.height))
 

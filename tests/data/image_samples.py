@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from megu_dist.data.base import IMAGE_SCHEMA, INDEX_SCHEMA, Source
 from megu_dist.data.sources.image_folder import ImageFolderSettings, ImageFolderSource
 from megu_dist.data.sources.parquet import ParquetSettings, ParquetSource
+from megu_dist.data.sources.webdataset import WebDatasetSettings, WebDatasetSource
 
 CLASSES = ["cat", "dog", "frog"]
 HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -56,6 +58,41 @@ def write_images(root: Path, names: str) -> None:
         (root / name).write_bytes(encode(number))
 
 
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    """A tar file with the given members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def write_shard(path: Path, values: Sequence[int], **extra: bytes) -> None:
+    """A shard of samples ``%06d``: image v is filled with v and has label v mod 3 in its ``.cls``."""
+    members: dict[str, bytes] = {}
+    for value in values:
+        members |= {f"{value:06d}.png": encode(value), f"{value:06d}.cls": str(value % 3).encode()}
+    write_tar(path, members | extra)
+
+
+def write_layouts(root: Path, train: list[int], test: list[int]) -> None:
+    """The same images as ``root/parquet``, ``root/image_folder`` and ``root/webdataset``, two files for ten and more."""
+    write_hf(root / "parquet" / "train-0.parquet", train[:10])
+    write_hf(root / "parquet" / "train-1.parquet", train[10:])
+    write_hf(root / "parquet" / "test-0.parquet", test)
+    for split, some in (("train", train), ("test", test)):
+        for value in some:
+            file = root / "image_folder" / split / CLASSES[value % 3] / f"{value:03d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encode(value))
+    write_shard(root / "webdataset" / "train-000.tar", train[:10])
+    write_shard(root / "webdataset" / "train-001.tar", train[10:])
+    write_shard(root / "webdataset" / "train-002.tar", [])
+    write_shard(root / "webdataset" / "test-000.tar", test)
+    (root / "webdataset" / "classes.txt").write_text("\n".join(CLASSES))
+
+
 def parquet(path: Path | str, **settings: Any) -> ParquetSource:
     """The Parquet source of ``path``."""
     return ParquetSource(ParquetSettings(name="parquet", path=str(path), **settings))
@@ -64,6 +101,11 @@ def parquet(path: Path | str, **settings: Any) -> ParquetSource:
 def folder_source(path: Path | str, **settings: Any) -> ImageFolderSource:
     """The image-folder source of ``path``."""
     return ImageFolderSource(ImageFolderSettings(name="image_folder", path=str(path), **settings))
+
+
+def webdataset(path: Path | str, cache: Path, **settings: Any) -> WebDatasetSource:
+    """The WebDataset source of ``path``."""
+    return WebDatasetSource(WebDatasetSettings(name="webdataset", path=str(path), cache_dir=str(cache), **settings))
 
 
 def values(source: Source, split: str, rows: list[int] | None = None) -> list[int]:

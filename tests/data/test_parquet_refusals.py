@@ -83,8 +83,3 @@ def test_damaged_file(hf_folder: Path) -> None:
     (hf_folder / "train-00001-of-00002.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(UserError, match=r"cannot read .*train-00001-of-00002\.parquet as Parquet"):
         parquet(hf_folder)
-
-
-def test_unknown_split(hf_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"no split 'tset'.*'test'"):
-        parquet(hf_folder).num_rows("tset")

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 from image_samples import CLASSES, HF_IMAGE, encode, full_index, parquet, values, write_hf
 
-from megu_dist.data.base import IMAGE_SCHEMA, Source
 from megu_dist.data.sources import parquet as parquet_module
 from megu_dist.errors import UserError
 
@@ -31,24 +30,6 @@ def test_hugging_face_folder(hf_folder: Path) -> None:
     assert source.pieces("train")[3].uri.endswith("train-00001-of-00002.parquet")
     assert values(source, "train") == list(range(16))
     assert values(source, "test") == list(range(100, 107))
-
-
-def test_gather_keeps_order_and_duplicates(hf_folder: Path) -> None:
-    source = parquet(hf_folder)
-    rows = [15, 0, 7, 7, 11, 3, 15]
-    assert values(source, "train", rows) == rows
-    assert source.gather("train", np.array(rows))["id"].to_pylist()[:2] == ["train/00000015", "train/00000000"]
-    assert source.gather("train", np.array([], dtype=np.int64)).schema.equals(IMAGE_SCHEMA)
-    with pytest.raises(IndexError):
-        source.gather("train", np.array([16]))
-
-
-def test_index_equals_gather_and_locality_names_the_piece(hf_folder: Path) -> None:
-    source = parquet(hf_folder)
-    rows = np.arange(source.num_rows("train"))
-    assert full_index(source, "train").equals(source.gather("train", rows).drop_columns("image"))
-    assert source.locality("train", rows).tolist() == Source.locality(source, "train", rows).tolist()
-    assert source.locality("train", np.array([3, 4, 9, 10, 15])).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_index_reads_no_image_and_gather_reads_each_row_group_once(

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
@@ -175,6 +176,14 @@ class StoredRows:
 
     seed: int
     count: int
+    lost: int = -1  # a row that never arrives
+
+    @property
+    def asked(self) -> np.ndarray:
+        return np.arange(self.count)
+
+    def rows(self, epoch: int) -> np.ndarray:
+        return self.asked
 
     def steps(self, epoch: int, steps: int, first: int, rank: int, world: int, device: torch.device) -> Iterator[Part]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -183,11 +192,27 @@ class StoredRows:
         for step in range(first, steps):
             low, high = plan.bounds(self.count, steps, step)
             mine = plan.rank_positions(self.count, steps, step, rank, world)
-            yield Part(high - low, {"image": images[mine], "label": labels[mine]})
+            mine = mine[mine != self.lost]
+            yield Part(high - low, {"row": torch.from_numpy(mine), "image": images[mine], "label": labels[mine]})
 
 
 def run_sparse(rank: int, world: int) -> dict[str, Any]:
     """A fit whose steps hold one forget and one retained image: on two workers, one of them has nothing to do."""
+    return fitted(rank, world, StoredRows(1, 4), StoredRows(2, 4))
+
+
+def run_one_forget_row(rank: int, world: int) -> dict[str, Any]:
+    """One forget row for all workers; then one that two epochs are to hold and that never comes."""
+    out = fitted(rank, world, StoredRows(1, 1), StoredRows(2, 9))
+    try:
+        fitted(rank, world, StoredRows(1, 3, lost=2), StoredRows(2, 9))
+    except RuntimeError as error:
+        out["error"] = str(error)
+    return out
+
+
+def fitted(rank: int, world: int, forget: StoredRows, retain: StoredRows) -> dict[str, Any]:
+    """The weights after one epoch of batches of two."""
     settings = load(["train.batch_size=2", "train.epochs=1", "train.precision=fp32", "engine=ddp"]).settings
     folder = Path(os.environ["GLOO_FOLDER"])
     preprocess = Preprocess(8, 8, 1, (0.5,), (0.25,))
@@ -200,7 +225,7 @@ def run_sparse(rank: int, world: int) -> dict[str, Any]:
         ]
         return sums[0], sums[1], 0.5
 
-    context.fit(network(), StoredRows(1, 4), StoredRows(2, 4), loss)  # type: ignore[arg-type]
+    context.fit(network(), forget, retain, loss)  # type: ignore[arg-type]
     return {"weights": whole(context.engine)}
 
 

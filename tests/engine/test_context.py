@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import gloo_workers
+import numpy as np
 import pytest
+import torch
+
+from megu_dist.engine.batch import Part
+from megu_dist.engine.coverage import Coverage
 
 
 def test_a_worker_without_an_image_in_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +21,27 @@ def test_a_worker_without_an_image_in_a_step(tmp_path: Path, monkeypatch: pytest
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert (found[name] - value).abs().max() < 1e-5, name
+
+
+def test_one_forget_row_on_two_workers_is_covered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_FOLDER", str(tmp_path))
+    expected = gloo_workers.run_one_forget_row(0, 1)
+    ranks = gloo_workers.launch(tmp_path, 2, "run_one_forget_row")
+    for name, value in expected["weights"].items():
+        assert (ranks[0]["weights"][name] - value).abs().max() < 1e-5, name
+    for found in (expected, *ranks):  # a lost row stops every worker alike
+        assert "1 of 3 forget images were not seen exactly once (rows [2]" in found["error"]
+
+
+def test_coverage_counts_rows_that_come_twice_or_were_not_asked_for() -> None:
+    def seen(*rows: list[int]) -> Coverage:
+        coverage = Coverage(np.array([7, 3, 9]), torch.device("cpu"))
+        for some in rows:
+            coverage.add(Part(2, {"row": torch.tensor(some), "label": torch.tensor(some)}))
+        coverage.add(Part(2))
+        return coverage
+
+    seen([9, 3], [7]).check(1, 0)
+    for rows in ([[3, 3], [7, 9]], [[3], [7]], [[3, 7], [9, 8]], [[3, 7], [9, 11]]):
+        with pytest.raises(RuntimeError, match="epoch 4: "):
+            seen(*rows).check(1, 4)

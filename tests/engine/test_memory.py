@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from megu_dist.config.compose import load
 from megu_dist.config.schema import TrainSettings
-from megu_dist.engine.memory import FP32, Step, measure, memory
+from megu_dist.engine.memory import FP32, Step, forecast, measure, memory
 from megu_dist.models.architectures.cifar_resnet import CifarResNet, CifarResNetSettings
 from megu_dist.models.architectures.transformers import TransformersModel, TransformersSettings
 
@@ -100,3 +102,21 @@ def test_stages_and_offload_take_memory_away_one_after_the_other() -> None:
     assert totals == sorted(totals, reverse=True)
     assert len(set(totals)) == len(totals)
     assert memory(STEP, TrainSettings(optimizer="sgd"), 0, "none").total == 3 * FP32 * STEP.parameters
+
+
+def test_the_forecast_counts_steps_images_and_operations() -> None:
+    words = [
+        "train.batch_size=64",
+        "train.num_workers=4",
+        "train.epochs=3",
+        "train.retain_per_epoch=500",
+        "perturb.steps=2",
+    ]
+    settings = load([*words, "perturb.draws=2", "train.precision=fp32", "engine=ddp", "train.optimizer=sgd"]).settings
+    lines = dict(forecast(settings, vit, (3, 16, 16), 140, 10_000))
+    assert lines["fine-tuning"] == "3 × 10 steps, 1,920 images on 4 workers"
+    one = measure(vit, (3, 16, 16), 16, settings.train)
+    assert "(16 images a pass)" in lines["memory per worker"]
+    tuning, noise = 3 * 640 * 3 * one.flops / 16, 140 * (1 + 2 * 2 * 3) * one.flops / 16
+    told = [float(number) for number in re.findall(r"[\d.e-]+(?= PFLOP| of noise)", lines["operations"])]
+    assert told == pytest.approx([tuning / 1e15, noise / 1e15], rel=0.01)

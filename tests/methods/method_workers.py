@@ -69,7 +69,9 @@ def rows_of(labels: np.ndarray, shift: int) -> MemoryRows:
     def order(epoch: int) -> np.ndarray:
         return shift + np.random.default_rng([3, epoch]).permutation(count)
 
-    return MemoryRows(order, lambda epoch: lambda batch: batch, 64, count, count, None, padded)
+    return MemoryRows(
+        order, lambda epoch: lambda batch: batch, 64, count, count, None, shift + np.arange(count), padded
+    )
 
 
 def data() -> tuple[MemoryRows, MemoryRows]:

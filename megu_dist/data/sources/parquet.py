@@ -21,7 +21,8 @@ from megu_dist.config.registry import register
 from megu_dist.config.schema import SourceSettings
 from megu_dist.data.base import IMAGE_SCHEMA, INDEX_SCHEMA, Piece, Source
 from megu_dist.data.columns import MAX_CLASSES, Columns, as_text, image_bytes, read_class_names, resolve
-from megu_dist.data.files import FileSet, assign_splits, filesystem, is_uri, list_files, thread_map
+from megu_dist.data.file_splits import files_by_split
+from megu_dist.data.files import FileSet, filesystem, is_uri, thread_map
 from megu_dist.errors import UserError, nearest
 
 SPLITS = ("train", "test", "validation")
@@ -60,7 +61,7 @@ class ParquetSource(Source):
     def __init__(self, settings: ParquetSettings) -> None:
         if not settings.path:
             raise UserError("data.path is not set: give a Parquet file, a folder, a glob or a URI")
-        files = _files_by_split(settings)
+        files = files_by_split(settings.path, settings.test_path, SUFFIXES)
         first_file = files["train"].path(0)
         schema = _footer_of(files["train"], 0).schema.to_arrow_schema()
         self._columns: Columns = resolve(
@@ -208,22 +209,6 @@ class ParquetSource(Source):
                 f"column {self._columns.label!r} goes up to {top}, which is no class label: set data.label_column"
             )
         return [str(label) for label in range(top + 1)]
-
-
-def _files_by_split(settings: ParquetSettings) -> dict[str, FileSet]:
-    assert settings.path is not None
-    files = list_files(settings.path, SUFFIXES, "data.path")
-    test = None
-    if settings.test_path:
-        listed = list_files(settings.test_path, SUFFIXES, "data.test_path")
-        words = assign_splits(listed)
-        test = words.get("test", listed)
-    splits = assign_splits(files.without(test))
-    if test is not None:
-        splits["test"] = test
-    if not splits["train"].names:
-        raise UserError(f"data.test_path takes every file of data.path={settings.path}: none is left to train on")
-    return splits
 
 
 def _read_layout(files: FileSet, columns: Columns, first_file: str) -> _Layout:
