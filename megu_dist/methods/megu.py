@@ -28,7 +28,7 @@ class MeguMethodSettings(MethodSettings):
     alpha: float = 0.5
     beta: float = 0.0
     lambda_forget: float = 0.5
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.0
 
 
 @register("method", "megu", MeguMethodSettings)
