@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
     torch_imported = threading.Thread(target=_import, args=("torch",), daemon=True)
     torch_imported.start()
     run, train = settings.run, settings.train
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     address = run.address or os.environ.get("RAY_ADDRESS")
     worker_env = {"env_vars": {k: os.environ[k] for k in ENVIRONMENT if not k.startswith("RAY_")}}
     if address:
@@ -64,6 +66,9 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
             runtime_env=worker_env,
             logging_level="warning",
         )
+    if threading.current_thread() is threading.main_thread():
+        # Ray has put its own handlers there, which end with status 15, or abort a tidying-up of more than three seconds.
+        signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
     torch_imported.join()
     # The driver needs these only to launch an oracle and training; importing them takes seconds, which the first
     # stages leave idle.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 from megu_dist.errors import UserError
 
 TOP = (1, 3, 5)
+WORDNET_PLACE = "corpora/wordnet"  # in nltk's folders
 WORDNET_FOLDERS = ("/usr/share/wordnet",)  # Debian's package wordnet-base
 
 
@@ -49,8 +52,10 @@ def load(path: str) -> Opinion:
             name: np.array([np.nan if r is None or j == own else r for j, r in enumerate(values)], np.float64)
             for name, own, values in zip(data["rows"], own_columns, data["ratings"], strict=True)
         }
-        return Opinion(f"{data['oracle']['name']} ({file.parent.name})", list(data["columns"]), rows)
-    except (ValueError, KeyError, TypeError) as error:
+        if any(values.shape != (len(data["columns"]),) for values in rows.values()):
+            raise ValueError("a row does not have a rating for every column")
+        return Opinion(f"{data['oracle']['name']} ({file.resolve().parent.name})", list(data["columns"]), rows)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not a transition matrix of megu ({type(error).__name__}: {error})") from None
 
 
@@ -58,7 +63,8 @@ def compare(a: Opinion, b: Opinion) -> list[Agreement]:
     """Row by row, over common rows and columns. Raises :class:`UserError` when there are none."""
     from scipy.stats import spearmanr
 
-    shared = [name for name in a.columns if name in b.columns]
+    place_a, place_b = ({name: j for j, name in enumerate(one.columns)} for one in (a, b))
+    shared = [name for name in a.columns if name in place_b]
     rows = [name for name in a.rows if name in b.rows]
     if not rows or len(shared) < 3:
         raise UserError(
@@ -66,8 +72,8 @@ def compare(a: Opinion, b: Opinion) -> list[Agreement]:
         )
     out = []
     for name in rows:
-        x = a.rows[name][[a.columns.index(c) for c in shared]]
-        y = b.rows[name][[b.columns.index(c) for c in shared]]
+        x = a.rows[name][[place_a[c] for c in shared]]
+        y = b.rows[name][[place_b[c] for c in shared]]
         both = ~np.isnan(x) & ~np.isnan(y)
         x, y = x[both], y[both]
         varied = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
@@ -99,13 +105,16 @@ def wordnet_opinion(columns: list[str], rows: list[str]) -> Opinion:
 
 def _wordnet() -> Any:
     try:
+        import nltk.data
         from nltk.corpus import wordnet
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
     except ImportError:
         raise UserError("nltk is not installed: pip install 'megu-dist[oracle]'") from None
     for folder in (os.environ.get("WORDNET_DIR"), *WORDNET_FOLDERS):
         if folder and (Path(folder) / "data.noun").is_file():
-            return WordNetCorpusReader(_nltk_folder(Path(folder)), None)
+            root = _nltk_folder(Path(folder))
+            nltk.data.path.insert(0, str(root))  # nltk reads from nowhere else
+            return WordNetCorpusReader(str(root / WORDNET_PLACE), None)
     try:
         wordnet.ensure_loaded()
     except LookupError:
@@ -116,18 +125,20 @@ def _wordnet() -> Any:
     return wordnet
 
 
-def _nltk_folder(folder: Path) -> str:
-    """Debian leaves out the small file of lexicographer names that nltk insists on; names do not matter here."""
-    if (folder / "lexnames").is_file():
-        return str(folder)
-    copy = Path(tempfile.mkdtemp(prefix="megu-wordnet-"))
+def _nltk_folder(folder: Path) -> Path:
+    """A copy as nltk wants it, with the small files that Debian leaves out; nothing in those matters to path lengths."""
+    root = Path(tempfile.mkdtemp(prefix="megu-wordnet-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    copy = root / WORDNET_PLACE
+    copy.mkdir(parents=True)
     for file in folder.iterdir():
-        (copy / file.name).symlink_to(file)
-    for part in ("noun", "verb", "adj", "adv"):
-        if not (copy / f"{part}.exc").exists():
-            (copy / f"{part}.exc").write_text("")
-    (copy / "lexnames").write_text("".join(f"{i:02d}\tlex.{i}\t1\n" for i in range(45)))
-    return str(copy)
+        if file.is_file():
+            shutil.copyfile(file, copy / file.name)
+    for name in ("noun.exc", "verb.exc", "adj.exc", "adv.exc", "index.sense", "cntlist.rev"):
+        (copy / name).touch()
+    if not (copy / "lexnames").exists():
+        (copy / "lexnames").write_text("".join(f"{i:02d}\tlex.{i}\t1\n" for i in range(45)))
+    return root
 
 
 def _sense(wordnet: Any, name: str) -> Any:

@@ -32,7 +32,7 @@ def estimate(
 ) -> Estimate:
     """For ``rows`` forget concepts among ``names`` (inside them when ``fine``); nothing is started and no model is loaded."""
     others = len(names) - (0 if fine else 1)
-    per_row = min(settings.shortlist, others) if settings.shortlist > 0 else others
+    per_row = settings.shortlist if 0 < settings.shortlist < len(names) - 1 else others
     pairs = rows * per_row
     orders = 2 if settings.both_orders and not about.symmetric else 1
     calls = pairs * orders * min(settings.phrasings, len(about.prompts))

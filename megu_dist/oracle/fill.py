@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,9 +89,9 @@ def fill(
     ratings, quality = _rows(settings, job, known, answers)
     bad = [i for i, row in enumerate(quality) if row.flags]
     if bad and settings.on_degenerate == "stop":
-        listed = "; ".join(f"{quality[i].row!r}: {', '.join(quality[i].flags)}" for i in bad[:5])
         raise UserError(
-            f"the oracle {settings.name!r} gave {len(bad)} of {len(quality)} rows that cannot be used ({listed}); its "
+            f"the oracle {settings.name!r} gave {len(bad)} of {len(quality)} rows that cannot be used "
+            f"({_listed([quality[i] for i in bad])}); its "
             "ratings are kept. Use another oracle, or set oracle.on_degenerate=fallback (rows from oracle.fallback) or keep"
         )
     if bad and settings.on_degenerate == "fallback":
@@ -170,14 +171,21 @@ def ask(
         progress(len(found))
 
     if missing:
-        with serve.served(settings) as handle:
-            serve.rate_all(handle, missing, settings, arrived, unknown)
+        with store.place() as place, serve.served(settings) as handle:
+            serve.rate_all(handle, _in_turn(missing, place), settings, arrived, unknown)
     orders = 2 if settings.both_orders and not known.symmetric else 1
     values = []
     for row in grid:
         flat = [found[rating_key(known, pair)].value for pairs in row for pair in pairs]
         values.append(np.asarray(flat, np.float64).reshape(len(row), orders, -1))
     return values, spent
+
+
+def _in_turn(pairs: list[Pair], place: int) -> list[Pair]:
+    """Jobs that fill one store at once begin at different ends, or anywhere: what one has asked, the others find."""
+    if place == 1:
+        return pairs[::-1]
+    return random.sample(pairs, len(pairs)) if place else pairs
 
 
 def _rows(
@@ -211,7 +219,17 @@ def _fall_back(
     part = Job(job.concepts, labels, candidates, job.tau, job.exclude_self, fine)
     answers, _ = ask(other, part, known, store_folder, lambda done: None)
     values, second = _rows(other, part, known, answers)
+    still = [row for row in second if row.flags]
+    if still:
+        raise UserError(
+            f"the oracle {settings.name!r} gave rows that cannot be used, and oracle.fallback={settings.fallback} did no "
+            f"better ({_listed(still)}): use another, or oracle.on_degenerate=keep"
+        )
     for place, i in enumerate(bad):
         ratings[i] = values[place]
         told = [f"{settings.name}: {flag}" for flag in quality[i].flags]
-        quality[i] = RowQuality(**second[place].as_json() | {"flags": told + second[place].flags})
+        quality[i] = RowQuality(**second[place].as_json() | {"flags": told})
+
+
+def _listed(rows: list[RowQuality]) -> str:
+    return "; ".join(f"{row.row!r}: {', '.join(row.flags)}" for row in rows[:5])

@@ -12,11 +12,12 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-from megu_dist.oracle.base import About, Pair, Rating
+from megu_dist.oracle.base import MAX_RATING, About, Pair, Rating
 
 
 def rating_key(about: About, pair: Pair) -> str:
@@ -59,11 +60,13 @@ class RatingStore:
         for line in new[:end].splitlines():
             try:
                 entry = json.loads(line)
+                key, when = str(entry["key"]), float(entry["time"])
                 rating = Rating(float(entry["rating"]), int(entry["prompt_tokens"]), int(entry["answer_tokens"]))
-                self._known[str(entry["key"])] = rating
-                self._times.append(float(entry["time"]))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 continue  # the torn last line of a process that died
+            if 0 <= rating.value <= MAX_RATING + 1e-6:  # as far as a mean may round
+                self._known[key] = rating
+                self._times.append(when)
 
     def add(self, rated: Iterable[tuple[Pair, Rating]]) -> None:
         """Appends ratings durably. One that is not a number is not kept: a later fill asks again."""
@@ -82,7 +85,8 @@ class RatingStore:
         if not lines:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        data = ("\n".join(lines) + "\n").encode()
+        # A name made of a file name that cannot be decoded becomes an escape, which is JSON still.
+        data = ("\n".join(lines) + "\n").encode(errors="backslashreplace")
         with self.path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             size = file.seek(0, os.SEEK_END)
@@ -93,6 +97,20 @@ class RatingStore:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+
+    @contextmanager
+    def place(self) -> Iterator[int]:
+        """0 for the first of the jobs that fill this store now, 1 for the second, 2 for any further one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for place in (0, 1):
+            with self.path.with_suffix(f".lock{place}").open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    continue
+                yield place
+                return
+        yield 2
 
     def experience(self) -> tuple[float, float, float] | None:
         """Mean prompt tokens, answer tokens and seconds per stored rating; pauses over a minute are left out."""

@@ -30,15 +30,25 @@ def expectation(log_probs: Tensor, prior: Tensor, weight: float) -> Tensor:
     return (answer * digits).sum(-1) * (MAX_RATING / 9)
 
 
-def digit_tokens(tokenizer: Any, prompt: str) -> list[int]:
-    """The ten token ids that continue ``prompt`` with a digit. Raises :class:`UserError` where there are none."""
-    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    for space in ("", " "):
-        ids = []
-        for digit in range(10):
-            after = tokenizer(f"{prompt}{space}{digit}", add_special_tokens=False)["input_ids"]
-            if len(after) == len(before) + 1 and after[: len(before)] == before:
-                ids.append(after[-1])
-        if len(set(ids)) == 10:
-            return ids
-    raise UserError("this model's tokenizer has no one-token digits, so it cannot be rated by constrained scoring")
+def answer_forms(tokenizer: Any, prompt: str) -> list[tuple[str, list[int]]]:
+    """The ways in which one token can answer with a digit: (what the prompt must end with, the ten token ids).
+
+    After "Answer:", some models go on with "7", some with " 7", some with a space that is a token of its own and then
+    "7". Raises :class:`UserError` where digits are not one token each.
+    """
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    forms = []
+    for lead, space in (("", ""), ("", " "), (" ", "")):
+        before = ids(prompt + lead)
+        if lead and before[:-1] != ids(prompt):
+            continue
+        answers = [ids(f"{prompt}{lead}{space}{digit}") for digit in range(10)]
+        found = [after[-1] for after in answers if after[:-1] == before]
+        if len(set(found)) == 10:
+            forms.append((lead, found))
+    if not forms:
+        raise UserError("this model's tokenizer has no one-token digits, so it cannot be rated by constrained scoring")
+    return forms

@@ -6,14 +6,17 @@ import asyncio
 import hashlib
 import inspect
 import json
+import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from megu_dist.config.registry import lookup
 from megu_dist.config.schema import EXECUTION_ONLY, OracleSettings
+from megu_dist.errors import UserError
 from megu_dist.oracle.base import Pair, Rating
 
 PREFIX = "megu-oracle-"
@@ -23,7 +26,8 @@ BACK_OFF_S = 0.05  # first wait of a client whose requests the full queue turned
 
 def app_name(settings: OracleSettings) -> str:
     """The name under which ``megu oracle serve`` runs these settings, and under which fills look for it."""
-    keyed = {key: value for key, value in asdict(settings).items() if key not in EXECUTION_ONLY | set(ASKING)}
+    given = asdict(located(settings))
+    keyed = {key: value for key, value in given.items() if key not in EXECUTION_ONLY | set(ASKING)}
     digest = hashlib.sha256(json.dumps(keyed, sort_keys=True, default=str).encode()).hexdigest()
     return f"{PREFIX}{settings.name}-{digest[:8]}"
 
@@ -33,10 +37,25 @@ ASKING = ("images", "image_side", "descriptions", "shortlist", "tail_mass", "bot
           "on_degenerate", "fallback", "price_prompt", "price_answer", "image_tokens")  # fmt: skip
 
 
+def located(settings: OracleSettings) -> OracleSettings:
+    """The same, with model folders as absolute paths: replicas run elsewhere than this process."""
+
+    def absolute(given: Mapping[str, Any]) -> dict[str, Any]:
+        path = Path(str(given.get("path"))).expanduser()
+        return {"path": str(path.resolve())} if given.get("path") and path.exists() else {}  # else a hub id
+
+    changed = absolute(vars(settings))
+    if isinstance(members := getattr(settings, "members", None), Mapping):
+        changed["members"] = {name: {**own, **absolute(own)} if isinstance(own, Mapping) else own
+                              for name, own in members.items()}  # fmt: skip
+    return replace(settings, **changed)
+
+
 def application(settings: OracleSettings) -> Any:
     """A Serve application with one deployment; the batch never waits for more requests than a replica may hold."""
     from ray import serve
 
+    settings = located(settings)
     requests_per_batch = max(1, settings.max_batch_size // max(1, settings.pairs_per_request))
     scaling: dict[str, Any] = {"num_replicas": settings.num_replicas}
     if settings.max_replicas is not None and settings.max_replicas > settings.num_replicas:
@@ -97,6 +116,31 @@ def running_apps() -> list[str]:
     return sorted(name for name, app in apps.items() if name.startswith(PREFIX) and app.status == "RUNNING")
 
 
+def deploy(settings: OracleSettings, name: str) -> Any:
+    """Runs the oracle as the application ``name``; returns its handle once a replica is ready.
+
+    Raises :class:`UserError` with what the replica said where none comes up. The failed application is left.
+    """
+    from ray import serve
+
+    try:
+        return serve.run(application(settings), name=name, route_prefix=None)
+    except RuntimeError as error:  # says only that there was an error; the deployment's status holds the traceback
+        failed = serve.status().applications.get(name)
+        told = "\n".join(one.message for one in failed.deployments.values()) if failed else ""
+        told = told.strip() or str(error)
+        raise UserError(f"the oracle {settings.name!r} does not start: {_last_words(told)}") from None
+
+
+def _last_words(traceback: str) -> str:
+    """The first line of the last exception in a text; a user error's own sentence."""
+    found = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception|Exit)): (.+)$", traceback, re.MULTILINE)
+    if not found:
+        return traceback.strip().splitlines()[-1]
+    kind, words = found[-1]
+    return words if kind == UserError.__name__ else f"{kind}: {words}"
+
+
 @contextmanager
 def served(settings: OracleSettings) -> Iterator[Any]:
     """Yields the handle of the oracle: one that runs already for these settings, or one for the length of the block.
@@ -116,7 +160,7 @@ def served(settings: OracleSettings) -> Iterator[Any]:
     if ours:
         serve.start(proxy_location="Disabled")
     try:
-        yield serve.run(application(settings), name=name, route_prefix=None)
+        yield deploy(settings, name)
     finally:
         if ours:
             serve.shutdown()

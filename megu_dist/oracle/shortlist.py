@@ -16,12 +16,12 @@ def candidates(size: int, labels: list[int], classes: int, scores: list[np.ndarr
         return [[j for j in range(classes) if j != label] for label in labels]
     chosen = []
     for row, label in enumerate(labels):
-        orders = [np.argsort(-score[row], kind="stable") for score in scores]
+        orders = [[j for j in np.argsort(-score[row], kind="stable").tolist() if j != label] for score in scores]
         taken: dict[int, None] = {}
-        for turn in range(classes):
-            for order in orders:
-                if order[turn] != label and len(taken) < size:
-                    taken[int(order[turn])] = None
+        for turn in zip(*orders, strict=True):
+            for other in turn:
+                if len(taken) < size:
+                    taken[other] = None
         chosen.append(sorted(taken))
     return chosen
 

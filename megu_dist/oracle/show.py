@@ -22,7 +22,16 @@ def read(folder: Path) -> dict[str, Any]:
     file = folder / "transition.json"
     if not file.is_file():
         raise UserError(f"{folder} holds no transition.json: run `megu oracle fill`, or name the folder of a run")
-    data: dict[str, Any] = json.loads(file.read_text())
+    try:
+        data: dict[str, Any] = json.loads(file.read_text())
+        shape = (len(data["rows"]), len(data["columns"]))
+        if any(np.asarray(data[key], np.float64).shape != shape for key in ("transition", "ratings")):
+            raise ValueError("T or a rating lacks a value for some row and column")
+        if len(data["row_labels"]) != shape[0] or not isinstance(data["tau"], int | float):
+            raise ValueError("row_labels or tau do not fit")
+        str(data["oracle"]["id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not a transition matrix of megu ({type(error).__name__}: {error})") from None
     return data
 
 

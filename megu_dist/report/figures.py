@@ -11,13 +11,14 @@ import numpy as np
 from megu_dist.report import style
 from megu_dist.report.load import RunResults, Transition
 from megu_dist.report.samples import PerturbedSample
-from megu_dist.report.tables import Destinations, PerClass, top_columns
+from megu_dist.report.tables import Destinations, PerClass
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_ROWS = 30  # rows of T that stay readable
+MAX_ROWS, MANY_COLUMNS = 30, 25  # rows and columns of T that stay readable
+NEAREST = 8  # classes shown of each row where there are more columns
 STAGES = ("split", "oracle", "perturb", "finetune", "evaluate")
 
 
@@ -76,31 +77,61 @@ def destinations(data: Destinations) -> Figure:
 
 
 def transition_heatmap(transition: Transition) -> Figure:
-    """T with its values; only the heaviest columns when there are many classes, the others summed."""
-    columns, matrix, rest = top_columns(transition)
-    rows, matrix = transition.rows[:MAX_ROWS], matrix[:MAX_ROWS]
-    names = style.labels(columns) + ([f"other ({rest})"] if rest else [])
+    """T with its values; where there are many classes, the nearest of each row."""
+    if len(transition.columns) > MANY_COLUMNS:
+        return _nearest_classes(transition)
+    names, rows, matrix = transition.columns, transition.rows[:MAX_ROWS], transition.matrix[:MAX_ROWS]
     below = 0.065 * max(map(len, names))
     figure = style.new_figure(max(6.0, 3.4 + 0.44 * len(names)), 1.0 + below + 0.42 * len(rows))
-    axes = figure.subplots()
-    top = float(matrix[:, : len(columns)].max()) or 1.0
-    shades = matrix.copy()
-    shades[:, len(columns) :] = np.nan  # the sum of all others is no neighbour
-    image = axes.imshow(shades, cmap="Blues", vmin=0.0, vmax=top, aspect="auto")
+    axes = _shaded(figure, matrix, f"T: oracle's weight per neighbour{_of_all(transition)}", rows)
     for row, column in np.ndindex(*matrix.shape):
-        ink = "white" if column < len(columns) and matrix[row, column] > 0.6 * top else "#222222"
-        axes.text(column, row, _share(float(matrix[row, column])), ha="center", va="center", fontsize=8, color=ink)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        _write(axes, row, column, _share(float(matrix[row, column])), matrix, 8)
+    axes.set_xticks(range(len(names)), style.labels(names), rotation=45, ha="right")
     for text in axes.get_xticklabels():
         text.set_rotation_mode("anchor")
+    return figure
+
+
+def _nearest_classes(transition: Transition) -> Figure:
+    """A row's heaviest classes, each a cell with its name: a thousand columns cannot be told apart."""
+    rows, matrix = transition.rows[:MAX_ROWS], transition.matrix[:MAX_ROWS]
+    order = np.argsort(-matrix, axis=1, kind="stable")[:, :NEAREST]
+    weights = np.take_along_axis(matrix, order, axis=1)
+    names = style.labels([transition.columns[j] for j in order.ravel()], limit=26, width=14)
+    figure = style.new_figure(3.2 + 1.25 * (NEAREST + 1), 1.1 + 0.55 * len(rows))
+    shades = np.hstack([weights, np.full((len(rows), 1), np.nan)])  # the sum of all others is no neighbour
+    axes = _shaded(figure, shades, f"T: nearest classes and oracle's weight{_of_all(transition)}", rows)
+    for (row, column), name in zip(np.ndindex(*order.shape), names, strict=True):
+        weight = float(weights[row, column])
+        _write(axes, row, column, f"{name}\n{_share(weight)}" if weight else "", shades, 7)
+    for row, rest in enumerate(1 - weights.sum(axis=1)):
+        _write(axes, row, NEAREST, _share(max(0.0, float(rest))), shades, 8)
+    others = f"all other\n{len(transition.columns) - NEAREST:,}"
+    axes.set_xticks(range(NEAREST + 1), [*(f"{place}." for place in range(1, NEAREST + 1)), others])
+    axes.xaxis.tick_top()
+    return figure
+
+
+def _shaded(figure: Figure, matrix: np.ndarray, title: str, rows: Sequence[str]) -> Axes:
+    axes = figure.subplots()
+    image = axes.imshow(matrix, cmap="Blues", vmin=0.0, vmax=float(np.nanmax(matrix)) or 1.0, aspect="auto")
     axes.set_yticks(range(len(rows)), style.labels(rows))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    shown = f", {len(rows)} of {len(transition.rows)} rows" if len(rows) < len(transition.rows) else ""
-    axes.set_title(f"T: oracle's weight per neighbour{shown}")
+    axes.set_title(title)
     axes.set_ylabel("forget")
     figure.colorbar(image, ax=axes, fraction=0.05, aspect=12, pad=0.02)
-    return figure
+    return axes
+
+
+def _write(axes: Axes, row: int, column: int, text: str, shades: np.ndarray, size: float) -> None:
+    dark = shades[row, column] > 0.6 * np.nanmax(shades)
+    ink = "white" if dark else "#222222"
+    axes.text(column, row, text, ha="center", va="center", fontsize=size, color=ink, linespacing=1.05)
+
+
+def _of_all(transition: Transition) -> str:
+    return f", {MAX_ROWS} of {len(transition.rows)} rows" if len(transition.rows) > MAX_ROWS else ""
 
 
 def perturbed_strip(

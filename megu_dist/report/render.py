@@ -157,9 +157,7 @@ def _transition_words(results: RunResults) -> tuple[str, str]:
     transition, oracle = results.transition, results.metrics.oracle.get("name", "?")
     assert transition is not None
     tau = "" if transition.tau is None else f", softmax temperature τ = {transition.tau:g}"
-    caption = (
-        f"T from the oracle “{oracle}”{tau}: how much of each forgotten concept (row) goes to each class (column)."
-    )
+    caption = f"T from the oracle “{oracle}”{tau}: how much of each forgotten concept (row) goes to which class."
     best = [
         f"{row} → {transition.columns[int(line.argmax())]}"
         for row, line in zip(transition.rows[:5], transition.matrix, strict=False)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megu_dist.report.load import MODELS, Predictions, RunResults, Transition
+from megu_dist.report.load import MODELS, Predictions, RunResults
 
 MANY_CLASSES, SHOWN_CLASSES = 30, 30  # beyond so many classes, only those that changed most are drawn
 SHOWN_DESTINATIONS = 12
-MANY_COLUMNS, SHOWN_COLUMNS = 25, 15
 
 
 @dataclass(frozen=True)
@@ -95,13 +94,3 @@ def forgotten_predictions(results: RunResults) -> Destinations | None:
 
 def _shares(rows: Predictions, classes: int) -> np.ndarray:
     return np.bincount(rows.prediction, minlength=classes) / len(rows)
-
-
-def top_columns(transition: Transition) -> tuple[list[str], np.ndarray, int]:
-    """All columns, or the heaviest in label order with a last one that sums the others; and how many those are."""
-    names, matrix = list(transition.columns), transition.matrix
-    if len(names) <= MANY_COLUMNS:
-        return names, matrix, 0
-    order = sorted(np.argsort(-matrix.max(axis=0), kind="stable")[:SHOWN_COLUMNS].tolist())
-    rest = np.delete(matrix, order, axis=1).sum(axis=1, keepdims=True)
-    return [names[index] for index in order], np.hstack([matrix[:, order], rest]), len(names) - len(order)

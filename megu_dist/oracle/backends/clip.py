@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megu_dist.config.registry import register
 from megu_dist.config.schema import OracleSettings
 from megu_dist.errors import UserError
 from megu_dist.oracle.base import MAX_RATING, About, Concept, Pair, Rating
+from megu_dist.oracle.families import model_folder
 from megu_dist.oracle.identity import folder_hash
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class ClipOracle:
         self.device = torch.device("cuda" if settings.num_gpus > 0 and torch.cuda.is_available() else "cpu")
         self.model = AutoModel.from_pretrained(settings.path, use_safetensors=True).eval().to(self.device)
         self.padding = "max_length" if "siglip" in self.model.config.model_type else True  # as SigLIP was trained
+        positions = self.model.config.text_config.max_position_embeddings
+        self.length = min(self.processor.tokenizer.model_max_length, positions)  # not every tokenizer knows its limit
         self.texts: dict[str, Tensor] = {}
         self.pictures: dict[str, Tensor | None] = {}
 
@@ -62,8 +64,8 @@ class ClipOracle:
             raise UserError(f"oracle.image_weight={settings.image_weight}: must be between 0 and 1")
         if settings.template.count("{}") != 1:
             raise UserError(f"oracle.template={settings.template!r}: must hold {{}} once, where the class name goes")
-        folder = Path(settings.path).expanduser()
-        name = f"{folder.name}:{folder_hash(folder)}" if folder.is_dir() else settings.path
+        folder = model_folder(settings.path)
+        name = f"{folder.name}:{folder_hash(folder)}" if folder else settings.path
         return About(f"clip:{name}", prompts=(f"{settings.template}|{settings.image_weight:g}",))
 
     def rate(self, pairs: list[Pair]) -> list[Rating]:
@@ -75,15 +77,16 @@ class ClipOracle:
 
     def _one(self, a: Concept, b: Concept) -> float:
         own, other, neutral = (self.texts[t] for t in (self._text(a), self._text(b), NEUTRAL))
-        value = _between(float(own @ other), float(own @ neutral), 1.0)
+        value = _between(float(own @ other), float(own @ neutral), 1.0) or 0.0
         picture = self.pictures[a.key]
-        if picture is None:
+        seen = None if picture is None else _between(*(float(picture @ text) for text in (other, neutral, own)))
+        if seen is None:
             return value
-        seen = _between(float(picture @ other), float(picture @ neutral), float(picture @ own))
         return (1 - self.settings.image_weight) * value + self.settings.image_weight * seen
 
     def _text(self, concept: Concept) -> str:
-        return self.settings.template.format(concept.name.replace("_", " "))
+        name = concept.name.replace("_", " ").encode(errors="replace").decode()  # tokenizers refuse lone surrogates
+        return self.settings.template.replace("{}", name)
 
     def _embed_texts(self, texts: list[str]) -> None:
         import torch
@@ -91,7 +94,8 @@ class ClipOracle:
         new = sorted(set(texts) - self.texts.keys())
         if not new:
             return
-        batch = self.processor(text=new, padding=self.padding, truncation=True, return_tensors="pt").to(self.device)
+        cut = {"padding": self.padding, "truncation": True, "max_length": self.length}
+        batch = self.processor(text=new, return_tensors="pt", **cut).to(self.device)
         with torch.inference_mode():
             vectors = _normalised(self.model.get_text_features(**batch))
         self.texts.update(zip(new, vectors, strict=True))
@@ -119,7 +123,7 @@ def _normalised(features: Any) -> Tensor:
     return torch.nn.functional.normalize(getattr(features, "pooler_output", features).float(), dim=-1)
 
 
-def _between(value: float, low: float, high: float) -> float:
-    if high - low < 1e-6:  # the model cannot tell the concept from no concept
-        return 0.0
+def _between(value: float, low: float, high: float) -> float | None:
+    if high - low < 1e-6:  # the model cannot tell the concept from no concept, so this says nothing about others
+        return None
     return MAX_RATING * min(1.0, max(0.0, (value - low) / (high - low)))

@@ -25,8 +25,8 @@ class EmbeddingSettings(OracleSettings):
 
     path: str | None = None
     template: str = "a photo of a {}"
-    pairs_per_request: int = 64
-    max_batch_size: int = 64
+    pairs_per_request: int = 256  # a request costs as much as the text of some fifty names
+    max_batch_size: int = 256
 
 
 @register("oracle", "embedding", EmbeddingSettings)
@@ -38,7 +38,7 @@ class EmbeddingOracle:
 
         from megu_dist.engine.base import set_threads
 
-        set_threads(0, settings.num_replicas)
+        set_threads(1, 1)  # more only wait for each other: names are short, and the cores have other work
         folder = self.folder(settings)
         self.settings = settings
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -87,5 +87,5 @@ class EmbeddingOracle:
         return [Rating(MAX_RATING * min(1.0, max(0.0, cosine))) for cosine in (left * right).sum(1).tolist()]
 
     def _text(self, concept: Concept) -> str:
-        text = self.settings.template.format(concept.name.replace("_", " "))
+        text = self.settings.template.replace("{}", concept.name.replace("_", " "))
         return f"{text}, {concept.description}" if concept.description else text

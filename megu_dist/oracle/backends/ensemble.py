@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from megu_dist.config.registry import lookup, register
 from megu_dist.config.schema import OracleSettings
@@ -34,6 +39,7 @@ class EnsembleOracle:
         self.weights = np.array([weight for _, weight in parts])
         self.backends = [lookup("oracle", part.name).target(part) for part, _ in parts]
         self.wordings = [len(_about(part).prompts) for part, _ in parts]
+        self.locks = [threading.Lock() for _ in parts]  # requests overlap here; a member that computes expects one
 
     @classmethod
     def about(cls, settings: EnsembleSettings) -> About:
@@ -69,7 +75,12 @@ class EnsembleOracle:
         asked = [pair._replace(phrasing=pair.phrasing % wordings) for pair in pairs]
         if inspect.iscoroutinefunction(backend.rate):
             return list(await backend.rate(asked))
-        return list(await asyncio.to_thread(backend.rate, asked))
+
+        def compute() -> list[Rating]:
+            with self.locks[place]:
+                return list(backend.rate(asked))
+
+        return await asyncio.to_thread(compute)
 
 
 def members(settings: EnsembleSettings) -> list[tuple[OracleSettings, float]]:
@@ -79,18 +90,31 @@ def members(settings: EnsembleSettings) -> list[tuple[OracleSettings, float]]:
         if name == "ensemble":
             raise UserError("oracle.members: an ensemble cannot be a member of itself")
         kind = lookup("oracle", name).settings
-        options = dict(given or {})
-        weight = float(options.pop("weight", 1.0))
+        options = {} if given is None else given
+        if not isinstance(options, Mapping):
+            raise UserError(f"oracle.members.{name}={given!r}: must be settings, as in {{{name}: {{weight: 1}}}}")
         known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
         for key in options:
-            if key not in known:
-                raise UserError(f"oracle.members.{name}.{key}: no such setting; {nearest(key, known)}")
-        if weight < 0:
-            raise UserError(f"oracle.members.{name}.weight={weight:g}: must be at least 0")
-        out.append((kind(name=name, **options), weight))  # type: ignore[misc]
+            if key not in [*known, "weight"]:
+                raise UserError(f"oracle.members.{name}.{key}: no such setting; {nearest(key, [*known, 'weight'])}")
+        weight = options.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise UserError(f"oracle.members.{name}.weight={weight!r}: must be a number of at least 0")
+        out.append((_typed(kind, name, {key: options[key] for key in options if key != "weight"}), float(weight)))
     if not out or sum(weight for _, weight in out) == 0:
         raise UserError("oracle.members: name at least one oracle with a weight above 0")
     return out
+
+
+def _typed(kind: Any, name: str, options: dict[str, Any]) -> OracleSettings:
+    """The member's settings, of the types that they are declared with."""
+    try:
+        return cast(
+            OracleSettings, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind(name=name)), options))
+        )
+    except OmegaConfBaseException as error:
+        told = str(error).strip().splitlines()[0]
+        raise UserError(f"oracle.members.{name}.{getattr(error, 'key', '')}: {told}") from None
 
 
 def _about(settings: OracleSettings) -> About:

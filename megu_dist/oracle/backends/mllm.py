@@ -6,10 +6,9 @@ import copy
 import importlib.util
 import inspect
 import io
-import json
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megu_dist.config.registry import register
@@ -17,8 +16,9 @@ from megu_dist.config.schema import OracleSettings
 from megu_dist.errors import UserError, nearest
 from megu_dist.oracle import prompts
 from megu_dist.oracle.base import About, Concept, Pair, Rating
+from megu_dist.oracle.families import EXTRA, model_folder
 from megu_dist.oracle.identity import folder_hash
-from megu_dist.oracle.scoring import digit_tokens, expectation
+from megu_dist.oracle.scoring import answer_forms, expectation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,11 +26,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 CACHED_PREFIXES = 4  # first concepts whose key-value cache is kept
-# Families whose processors need a package beyond the base install (their own error does not name it).
-NEEDS = {
-    "torchvision": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "glm4v", "smolvlm"),
-    "num2words": ("smolvlm",),
-}
+# Gray levels of the pictures in the neutral pairs: alike in one, unlike in the other, so that their mean is neither.
+SHADES = ((128, 128), (0, 255))
 
 
 @dataclass(kw_only=True)
@@ -69,10 +66,9 @@ class MllmOracle:
         except Exception as error:  # many types; a processor's own word on what it lacks is kept
             raise UserError(
                 f"oracle.path={settings.path}: its processor does not load ({type(error).__name__}: {error}); some "
-                "families need more packages: pip install 'megu-dist[oracle]'"
+                f"families need more packages: {EXTRA}"
             ) from None
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        self.tokenizer.padding_side = "right"  # the causal mask then hides the padding, and positions need no care
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         model = AutoModelForImageTextToText.from_pretrained(
@@ -85,12 +81,14 @@ class MllmOracle:
         if settings.device_map is None:
             model = model.to("cuda" if settings.num_gpus > 0 and torch.cuda.is_available() else "cpu")
         self.model = model.eval()
+        self.marks = tuple(str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
         self.keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        probe = Pair(Concept("N/A"), Concept("N/A"))
-        self.digits = digit_tokens(self.tokenizer, self._render(probe))
         self.priors: dict[tuple[int, int, int], Tensor] = {}
-        self.prefixes: OrderedDict[str, tuple[Any, int]] = OrderedDict()
-        self.reuses = settings.reuse_prefix and self._reuse_agrees()
+        self.prefixes: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
+        self.lead = ""
+        self.lead, self.digits = self._answer_form()
+        # Jobs with and without pictures may share one running oracle.
+        self.reuses = settings.reuse_prefix and all(self._reuse_agrees(n) for n in (max(1, settings.images), 0))
 
     @classmethod
     def about(cls, settings: MllmSettings) -> About:
@@ -99,25 +97,21 @@ class MllmOracle:
             raise UserError("oracle=mllm needs oracle.path: the folder or hub id of a multimodal model")
         if settings.dtype not in DTYPES:
             raise UserError(f"oracle.dtype={settings.dtype}: {nearest(settings.dtype, DTYPES)}")
-        folder = Path(settings.path).expanduser()
-        if folder.is_dir():
-            _check_folder(folder, settings)
-            name = f"{folder.name}:{folder_hash(folder)}"
-        elif settings.path.startswith((".", "/", "~")):
-            raise UserError(f"oracle.path={settings.path}: no such folder")
-        else:
-            name = f"{settings.path}@{settings.revision or 'main'}"
+        for key in ("prior", "min_mass"):
+            if not 0 <= getattr(settings, key) <= 1:
+                raise UserError(f"oracle.{key}={getattr(settings, key)}: must be between 0 and 1")
+        folder = model_folder(settings.path)
+        name = f"{folder.name}:{folder_hash(folder)}" if folder else f"{settings.path}@{settings.revision or 'main'}"
         if settings.device_map and importlib.util.find_spec("accelerate") is None:
-            raise UserError("oracle.device_map needs accelerate: pip install 'megu-dist[oracle]'")
-        scoring = (settings.prior, settings.min_mass, settings.dtype)
+            raise UserError(f"oracle.device_map needs accelerate: {EXTRA}")
+        scoring = (settings.prior, settings.min_mass, settings.dtype, prompts.NEUTRAL, SHADES)
         wordings = prompts.hashes(prompts.count_wordings(), prompts.ANSWER_DIGIT, *scoring)
         return About(f"mllm:{name}", prompts=wordings, symmetric=False)
 
     def rate(self, pairs: list[Pair]) -> list[Rating]:
         """Expectation over digits, corrected by the neutral pair of the same wording and number of images."""
-        logs, tokens = self._log_probs(pairs)
         out = []
-        for pair, log, count in zip(pairs, logs, tokens, strict=True):
+        for pair, (log, count) in zip(pairs, self._log_probs(pairs), strict=True):
             mass = float(log.exp().sum())
             value = float(expectation(log[None], self._prior(pair), self.settings.prior)[0])
             out.append(Rating(value if mass >= self.settings.min_mass else float("nan"), count, 1))
@@ -125,73 +119,70 @@ class MllmOracle:
 
     # --- forward passes ---------------------------------------------------------------------------------------------
 
-    def _log_probs(self, pairs: list[Pair]) -> tuple[list[Tensor], list[int]]:
-        """(10,) log-probabilities of the digits and the prompt's tokens, per pair."""
-        logs: dict[int, Tensor] = {}
-        tokens: dict[int, int] = {}
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for place, pair in enumerate(pairs):
-            key = (pair.phrasing, pair.first.key, bool(pair.second.images)) if self.reuses else ()
+    def _log_probs(self, pairs: list[Pair]) -> list[tuple[Tensor, int]]:
+        """Per pair, (10,) log-probabilities of the digits and the prompt's tokens."""
+        texts = [self._render(pair) for pair in pairs]
+        groups: dict[Any, list[int]] = {}
+        for place, (pair, text) in enumerate(zip(pairs, texts, strict=True)):
+            key = (self._prefix_key(pair, text), bool(pair.second.images)) if self.reuses else None
             groups.setdefault(key, []).append(place)
         alone: dict[bool, list[int]] = {}
+        jobs: list[tuple[list[int], Callable[..., tuple[Tensor, list[int]]]]] = []
         for key, places in groups.items():
-            if key and (len(places) > 1 or self._prefix_key(pairs[places[0]]) in self.prefixes):
-                self._score(logs, tokens, places, self._forward_from_prefix([pairs[p] for p in places]))
-            else:
-                for place in places:  # a processor takes texts with images or without, not both at once
-                    alone.setdefault(bool(pairs[place].first.images or pairs[place].second.images), []).append(place)
-        for places in alone.values():
-            self._score(logs, tokens, places, self._forward([pairs[p] for p in places]))
-        return [logs[i] for i in range(len(pairs))], [tokens[i] for i in range(len(pairs))]
+            if key and (len(places) > 1 or key[0] in self.prefixes):
+                jobs.append((places, self._forward_from_prefix))
+                continue
+            for place in places:  # a processor takes texts with images or without, not both at once
+                alone.setdefault(bool(pairs[place].first.images or pairs[place].second.images), []).append(place)
+        jobs += [(places, self._forward) for places in alone.values()]
+        found: dict[int, tuple[Tensor, int]] = {}
+        for places, forward in jobs:
+            logs, tokens = forward([pairs[place] for place in places], [texts[place] for place in places])
+            found.update(zip(places, zip(logs, tokens, strict=True), strict=True))
+        return [found[place] for place in range(len(pairs))]
 
-    @staticmethod
-    def _score(
-        logs: dict[int, Tensor], tokens: dict[int, int], places: list[int], found: tuple[Tensor, list[int]]
-    ) -> None:
-        for row, place in enumerate(places):
-            logs[place], tokens[place] = found[0][row], found[1][row]
+    def _forward(self, pairs: list[Pair], texts: list[str]) -> tuple[Tensor, list[int]]:
+        """Whole prompts."""
+        batch = self._tokenize(texts, [[*_pictures(p.first), *_pictures(p.second)] for p in pairs], True)
+        found = self._next_token(batch, batch["attention_mask"])
+        return found[:, self.digits].cpu(), batch["attention_mask"].sum(1).tolist()
 
-    def _forward(self, pairs: list[Pair]) -> tuple[Tensor, list[int]]:
-        """Whole prompts, padded on the right."""
-        batch = self._tokenize([self._render(pair) for pair in pairs],
-                               [[*_pictures(p.first), *_pictures(p.second)] for p in pairs], True)  # fmt: skip
-        lengths = batch["attention_mask"].sum(1)
-        return self._digits_at(batch, lengths - 1), lengths.tolist()
-
-    def _forward_from_prefix(self, pairs: list[Pair]) -> tuple[Tensor, list[int]]:
+    def _forward_from_prefix(self, pairs: list[Pair], texts: list[str]) -> tuple[Tensor, list[int]]:
         """The first concept's part once, its key-value cache then continued by every second concept."""
         import torch
 
-        cache, past = self._prefix(pairs[0])
+        cache, past = self._prefix(pairs[0], texts[0])
         cache = copy.deepcopy(cache)
         cache.batch_repeat_interleave(len(pairs))
-        batch = self._tokenize([self._split(pair)[1] for pair in pairs], [_pictures(p.second) for p in pairs], False)
-        lengths = batch["attention_mask"].sum(1)
-        before = torch.ones(len(pairs), past, dtype=batch["attention_mask"].dtype, device=lengths.device)
-        batch["attention_mask"] = torch.cat([before, batch["attention_mask"]], 1)
-        found = self._digits_at({**batch, "past_key_values": cache}, lengths - 1)
-        return found, (lengths + past).tolist()
+        batch = self._tokenize([_split(text)[1] for text in texts], [_pictures(p.second) for p in pairs], False)
+        mask = batch["attention_mask"]
+        before = torch.ones(len(pairs), past, dtype=mask.dtype, device=mask.device)
+        batch["attention_mask"] = torch.cat([before, mask], 1)
+        found = self._next_token({**batch, "past_key_values": cache}, mask)
+        return found[:, self.digits].cpu(), (mask.sum(1) + past).tolist()
 
-    def _digits_at(self, batch: Any, last: Tensor) -> Tensor:
-        """(N, 10): log-probabilities of the digits after each row's last real token."""
+    def _next_token(self, batch: Any, mask: Tensor) -> Tensor:
+        """(N, V): log-probabilities of what follows each row's last real token."""
         import torch
 
+        last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
         positions, inverse = torch.unique(last, return_inverse=True)
         keep = {"logits_to_keep": positions} if self.keeps else {}
         with torch.inference_mode():
             logits = self.model(**batch, **keep, use_cache="past_key_values" in batch).logits
         rows = torch.arange(len(last), device=logits.device)
         chosen = logits[rows, (inverse if self.keeps else last).to(logits.device)]
-        return chosen.float().log_softmax(-1)[:, self.digits].cpu()
+        return chosen.float().log_softmax(-1)
 
-    def _prefix(self, pair: Pair) -> tuple[Any, int]:
+    def _prefix(self, pair: Pair, text: str) -> tuple[Any, int]:
         import torch
 
-        key = self._prefix_key(pair)
+        key = self._prefix_key(pair, text)
         if key not in self.prefixes:
-            batch = self._tokenize([self._split(pair)[0]], [_pictures(pair.first)], True)
+            batch = self._tokenize([key[0]], [_pictures(pair.first)], True)
+            keep = {"logits_to_keep": 1} if self.keeps else {}
             with torch.inference_mode():
-                cache = self.model(**batch, use_cache=True).past_key_values
+                cache = self.model(**batch, **keep, use_cache=True).past_key_values
             self.prefixes[key] = (cache, int(batch["input_ids"].shape[1]))
             while len(self.prefixes) > CACHED_PREFIXES:
                 self.prefixes.popitem(last=False)
@@ -199,26 +190,39 @@ class MllmOracle:
         return self.prefixes[key]
 
     @staticmethod
-    def _prefix_key(pair: Pair) -> str:
-        return f"{pair.phrasing}:{pair.first.key}"
+    def _prefix_key(pair: Pair, text: str) -> tuple[str, str]:
+        return _split(text)[0], pair.first.key  # the latter for its images
 
     def _prior(self, pair: Pair) -> Tensor:
-        """(10,) mean log-probabilities of the digits for pairs without content, as many gray images in them."""
+        """(10,) mean log-probabilities of the digits for pairs without content, with as many pictures."""
         import torch
 
         key = (pair.phrasing, len(pair.first.images), len(pair.second.images))
         if key not in self.priors:
-            neutral = [
-                Pair(Concept(a, "", (GRAY,) * key[1]), Concept(b, "", (GRAY,) * key[2]), key[0])
-                for a, b in prompts.NEUTRAL
-            ]
-            self.priors[key] = torch.stack([self._forward([one])[0][0] for one in neutral]).mean(0)
+            neutral = [_neutral(place, *key[1:], phrasing=key[0]) for place in range(len(prompts.NEUTRAL))]
+            self.priors[key] = torch.cat([self._forward([one], [self._render(one)])[0] for one in neutral]).mean(0)
         return self.priors[key]
+
+    def _answer_form(self) -> tuple[str, list[int]]:
+        """Of the forms of a one-digit answer, the one that this model finds most likely for a neutral pair."""
+        pair = _neutral(0, self.settings.images, self.settings.images)
+        text = self._render(pair)
+        forms = answer_forms(self.tokenizer, text)
+        batch = self._tokenize([text], [[*_pictures(pair.first), *_pictures(pair.second)]], True)
+        likely = self._next_token(batch, batch["attention_mask"])[0].exp()
+
+        def mass(form: tuple[str, list[int]]) -> float:
+            lead, digits = form
+            space = self.tokenizer(text + lead, add_special_tokens=False)["input_ids"][-1:]
+            return float(likely[space if lead else digits].sum())
+
+        return max(forms, key=mass)
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 
     def _render(self, pair: Pair) -> str:
         """The prompt's text, with the processor's placeholders where images go."""
+        pair = prompts.without(pair, self.marks)
         image = {"type": "image"}
         parts: list[dict[str, str]] = [{"type": "text", "text": prompts.opening(pair, prompts.ANSWER_DIGIT)}]
         parts += [image] * len(pair.first.images)
@@ -227,37 +231,37 @@ class MllmOracle:
         parts += [{"type": "text", "text": "\nAnswer:"}]
         if getattr(self.processor, "chat_template", None):
             messages = [{"role": "user", "content": parts}]
-            return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        placeholder = str(getattr(self.processor, "image_token", "<image>"))
-        return "".join(part.get("text", placeholder) for part in parts)
-
-    def _split(self, pair: Pair) -> tuple[str, str]:
-        text = self._render(pair)
-        at = text.index(prompts.SECOND)
-        return text[:at], text[at:]
+            text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        else:
+            placeholder = str(getattr(self.processor, "image_token", "<image>"))
+            text = "".join(part.get("text", placeholder) for part in parts)
+        return f"{text}{self.lead}"
 
     def _tokenize(self, texts: list[str], images: list[list[Image]], start: bool) -> Any:
         """``start``: the text begins the sequence, so that the tokenizer's own first token belongs there."""
         # A chat template writes the first token itself.
         special = start and not getattr(self.processor, "chat_template", None)
         given = {"images": images} if any(images) else {}
-        batch = self.processor(text=texts, padding=True, return_tensors="pt", add_special_tokens=special, **given)
+        # On the right the causal mask hides the padding and positions need no care; many processors pad on the left.
+        options = {"padding": True, "padding_side": "right", "return_tensors": "pt", "add_special_tokens": special}
+        batch = self.processor(text=texts, **options, **given)
         return batch.to(self.model.device, dtype=self.model.dtype) if given else batch.to(self.model.device)
 
-    def _reuse_agrees(self) -> bool:
-        """Whether continuing a cached prefix gives this model's scores: tried out, with images and pairs of two lengths."""
+    def _reuse_agrees(self, images: int) -> bool:
+        """Whether continuing a cached prefix gives this model's scores: tried out on pairs of two lengths."""
         import torch
 
-        images = (GRAY,) * self.settings.images
-        pairs = [Pair(Concept("N/A", "", images), Concept(name, "", images)) for name in ("cat", "a much longer name")]
+        pairs = [_neutral(place, images, images) for place in range(len(prompts.NEUTRAL))]
+        pairs = [pair._replace(first=pairs[0].first) for pair in pairs]
+        texts = [self._render(pair) for pair in pairs]
         try:
-            for pair in pairs:
-                whole = self._tokenize([self._render(pair)], [[*_pictures(pair.first), *_pictures(pair.second)]], True)
-                parts = [self._tokenize([text], [_pictures(concept)], start) for text, concept, start in
-                         zip(self._split(pair), pair[:2], (True, False), strict=True)]  # fmt: skip
+            for pair, text in zip(pairs, texts, strict=True):
+                whole = self._tokenize([text], [[*_pictures(pair.first), *_pictures(pair.second)]], True)
+                parts = [self._tokenize([part], [_pictures(concept)], start) for part, concept, start in
+                         zip(_split(text), pair[:2], (True, False), strict=True)]  # fmt: skip
                 if not torch.equal(whole["input_ids"], torch.cat([part["input_ids"] for part in parts], 1)):
                     return False
-            expected, found = self._forward(pairs)[0], self._forward_from_prefix(pairs)[0]
+            expected, found = self._forward(pairs, texts)[0], self._forward_from_prefix(pairs, texts)[0]
         except Exception:  # a family whose forward does not take this: whole prompts then
             return False
         finally:
@@ -266,34 +270,29 @@ class MllmOracle:
         return bool((expected - found).abs().max() < tolerance)
 
 
+def _split(text: str) -> tuple[str, str]:
+    """A prompt before and from its second concept."""
+    at = text.index(prompts.SECOND)
+    return text[:at], text[at:]
+
+
+def _neutral(place: int, first: int, second: int, phrasing: int = 0) -> Pair:
+    """A pair without content, with pictures of one shade."""
+    names, shades = prompts.NEUTRAL[place], SHADES[place]
+    a, b = (Concept(name, "", (_picture(shade),) * count)
+            for name, shade, count in zip(names, shades, (first, second), strict=True))  # fmt: skip
+    return Pair(a, b, phrasing)
+
+
 def _pictures(concept: Concept) -> list[Image]:
     from PIL import Image
 
     return [Image.open(io.BytesIO(data)).convert("RGB") for data in concept.images]
 
 
-def _gray() -> bytes:
+def _picture(shade: int) -> bytes:
     from PIL import Image
 
     sink = io.BytesIO()
-    Image.new("RGB", (64, 64), (128, 128, 128)).save(sink, "PNG")
+    Image.new("RGB", (64, 64), (shade,) * 3).save(sink, "PNG")
     return sink.getvalue()
-
-
-GRAY = _gray()
-
-
-def _check_folder(folder: Path, settings: MllmSettings) -> None:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        raise UserError(
-            f"oracle.path={settings.path}: no readable config.json there, so it is not a model folder"
-        ) from None
-    kind = str(config.get("model_type"))
-    missing = [name for name, kinds in NEEDS.items() if kind in kinds and importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"oracle.path={settings.path}: models of type {kind} need {' and '.join(missing)}: "
-            "pip install 'megu-dist[oracle]'"
-        )
