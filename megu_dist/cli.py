@@ -119,7 +119,11 @@ def _run(name: str, verb: Verb, composed: Composed, taken: Sequence[str]) -> int
             with log.open("a") as file:
                 traceback.print_exc(file=file)
         last = str(error).strip().splitlines() or [""]
-        print(f"megu: {type(error).__name__}: {last[-1]}\nmegu: the whole story is in {log}", file=sys.stderr)
+        print(f"megu: {type(error).__name__}: {last[-1]}", file=sys.stderr)
+        if log.is_file():
+            print(f"megu: the whole story is in {log}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         return 1
     return 0
 

@@ -47,6 +47,11 @@ class Spent:
     answer_tokens: int = 0
     refused: int = 0
 
+    def add(self, other: Spent) -> None:
+        """What another oracle was asked in place of this one."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
     def price(self, settings: OracleSettings) -> float | None:
         """In the currency of the prices; None where no price is given."""
         if settings.price_prompt is None and settings.price_answer is None:
@@ -94,8 +99,9 @@ def fill(
             f"({_listed([quality[i] for i in bad])}); its "
             "ratings are kept. Use another oracle, or set oracle.on_degenerate=fallback (rows from oracle.fallback) or keep"
         )
+    price = spent.price(settings)
     if bad and settings.on_degenerate == "fallback":
-        _fall_back(settings, job, store_folder, ratings, quality, bad)
+        spent.add(_fall_back(settings, job, store_folder, ratings, quality, bad))
     matrix = transition.from_ratings(ratings.copy(), job.labels, job.tau, job.exclude_self, settings.tail_mass)
     names = [concept.name for concept in job.concepts]
     cost = {"pairs": sum(map(len, job.candidates)), "calls": spent.calls, "reused": spent.reused}
@@ -113,7 +119,7 @@ def fill(
         "oracle": {"name": settings.name, "id": known.id, "stand_in": known.stand_in},
         "prompt_hash": "+".join(known.prompts[: settings.phrasings]),
         **cost,
-        "cost": spent.price(settings),
+        "cost": price,
         "seconds": seconds,
         "quality": rows,
     }
@@ -123,7 +129,7 @@ def fill(
         "stand_in": known.stand_in,
         **cost,
         "seconds": seconds,
-        "cost": spent.price(settings),
+        "cost": price,
     }
     return info | {"flagged_rows": [quality[i].row for i in bad]}
 
@@ -210,14 +216,14 @@ def _fall_back(
     ratings: np.ndarray,
     quality: list[RowQuality],
     bad: list[int],
-) -> None:
-    """Replaces the rows ``bad`` by those of ``oracle.fallback``, and says so in their quality."""
+) -> Spent:
+    """Replaces the rows ``bad`` by those of ``oracle.fallback``, and says so in their quality; what that took."""
     other = lookup("oracle", settings.fallback).settings(name=settings.fallback)  # type: ignore[misc]
     known = about(other)
     labels, candidates = [job.labels[i] for i in bad], [job.candidates[i] for i in bad]
     fine = None if job.fine is None else [job.fine[i] for i in bad]
     part = Job(job.concepts, labels, candidates, job.tau, job.exclude_self, fine)
-    answers, _ = ask(other, part, known, store_folder, lambda done: None)
+    answers, spent = ask(other, part, known, store_folder, lambda done: None)
     values, second = _rows(other, part, known, answers)
     still = [row for row in second if row.flags]
     if still:
@@ -229,6 +235,7 @@ def _fall_back(
         ratings[i] = values[place]
         told = [f"{settings.name}: {flag}" for flag in quality[i].flags]
         quality[i] = RowQuality(**second[place].as_json() | {"flags": told})
+    return spent
 
 
 def _listed(rows: list[RowQuality]) -> str:

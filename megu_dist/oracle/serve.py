@@ -145,8 +145,8 @@ def _last_words(traceback: str) -> str:
 def served(settings: OracleSettings) -> Iterator[Any]:
     """Yields the handle of the oracle: one that runs already for these settings, or one for the length of the block.
 
-    No HTTP route, no proxy. Serve itself is shut down afterwards only if this call started it: a cluster's other
-    applications stay.
+    No HTTP route, no proxy. Serve itself is shut down afterwards only if this call started it and nobody has come to
+    use it since: a cluster's other applications, and other fills, stay.
     """
     from ray import serve
 
@@ -162,10 +162,9 @@ def served(settings: OracleSettings) -> Iterator[Any]:
     try:
         yield deploy(settings, name)
     finally:
-        if ours:
+        serve.delete(name)
+        if ours and not serve.status().applications:
             serve.shutdown()
-        else:
-            serve.delete(name)
 
 
 def rate_all(
@@ -225,6 +224,11 @@ async def _ask(handle: Any, pairs: list[Pair], timeout_s: float) -> list[Rating]
             died += 1
             if died > RETRIES:
                 raise
+        except TimeoutError:
+            raise UserError(
+                f"the oracle did not answer a request of {len(pairs)} pairs within oracle.timeout_s={timeout_s:g}; what was "
+                "answered is stored: ask for fewer pairs at a time (oracle.pairs_per_request), or wait longer"
+            ) from None
 
 
 async def _send(handle: Any, pairs: list[Pair]) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megu_dist.errors import UserError
 from megu_dist.oracle import cluster_has_serve, serve, shortlist
 from megu_dist.oracle.backends.embedding import EmbeddingOracle, EmbeddingSettings
 from megu_dist.oracle.backends.uniform import UniformSettings
@@ -105,3 +106,24 @@ def test_serve_that_runs_already_is_left_running() -> None:
         assert not ray_serve.status().applications
     finally:
         ray_serve.shutdown()
+
+
+def test_a_fill_that_started_serve_leaves_it_to_those_who_came_since() -> None:
+    from ray import serve as ray_serve
+
+    pair, got = [Pair(Concept("a"), Concept("b"))], []
+    first = serve.served(UniformSettings(name="uniform"))
+    first.__enter__()
+    with serve.served(EmbeddingSettings(name="embedding")) as handle:  # other settings: an application of its own
+        first.__exit__(None, None, None)
+        assert cluster_has_serve()
+        serve.rate_all(handle, pair, EmbeddingSettings(name="embedding"), lambda _, ratings: got.extend(ratings))
+    assert len(got) == 1
+    ray_serve.shutdown()
+
+
+def test_an_oracle_that_does_not_answer_in_time_is_a_clear_error() -> None:
+    settings = EmbeddingSettings(name="embedding", timeout_s=0.001)
+    with pytest.raises(UserError, match=r"oracle\.timeout_s=0\.001"), serve.served(settings) as handle:
+        serve.rate_all(handle, [Pair(Concept(f"{k}"), Concept("b")) for k in range(300)], settings, lambda *_: None)
+    assert not cluster_has_serve()
