@@ -1,9 +1,10 @@
-"""The split stage: which training images are to be forgotten. A Ray Data job over labels and ids; no image is read."""
+"""The split stage: which training images are to be forgotten. Labels and ids are read, by Ray Data where they are many; no image."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from megu_dist.data.base import Source
 from megu_dist.data.plan import CHUNK, hash_uniform
 from megu_dist.errors import UserError, nearest
 
+SMALL = 100_000  # rows whose labels and ids are read faster than a Ray worker starts
 Keep = Callable[[pa.Table], np.ndarray]  # index table → mask of the rows to take
 
 
@@ -78,20 +80,21 @@ def scan(
     columns: tuple[str, ...] = ("row", "id", "label"),
 ) -> tuple[pa.Table, np.ndarray]:
     """Index rows of ``split`` that ``keep`` takes, by row, and the counts of all labels. Tasks are pieces of a split,
-    whose results come in their order."""
+    whose results come in their order; of a small split, this process reads them before a task would have started."""
 
     from megu_dist.data import stream
 
     pieces = source.pieces(split)
     reader, chunk = _Scan(source, split, keep, columns), max(1, len(pieces) // 64)
     tables, counts, done = [], np.zeros(len(source.class_names), np.int64), 0
-    for batch in stream.blocks(np.arange(len(pieces)), reader, chunk, batch_format="pyarrow"):
-        for record in batch.to_pylist():
-            tables.append(pa.ipc.open_stream(record["table"]).read_all())
-            counts += np.asarray(record["counts"])
-            done += record["rows"]
-            if progress:
-                progress(done)
+    with stream.in_this_process() if source.num_rows(split) <= SMALL else nullcontext():
+        for batch in stream.blocks(np.arange(len(pieces)), reader, chunk, batch_format="pyarrow"):
+            for record in batch.to_pylist():
+                tables.append(pa.ipc.open_stream(record["table"]).read_all())
+                counts += np.asarray(record["counts"])
+                done += record["rows"]
+                if progress:
+                    progress(done)
     return pa.concat_tables(tables).select(list(columns)), counts
 
 

@@ -1,4 +1,4 @@
-"""The split stage on Ray Data."""
+"""The split stage, on Ray Data and in this process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from megu_dist.data.split import Split, make_split
 from megu_dist.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@pytest.fixture(autouse=True, params=["on Ray Data", "here"])
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "on Ray Data":
+        monkeypatch.setattr("megu_dist.data.split.SMALL", 0)
 
 
 def split(source: Source, classes: list[int] | None = None, seed: int = 0, **request: Any) -> Split:
