@@ -1,4 +1,4 @@
-"""The split stage: which training images are to be forgotten. Labels and ids are read, by Ray Data where they are many; no image."""
+"""The split stage: which training images are to be forgotten. Labels and ids are read, by Ray Data where there are many."""
 
 from __future__ import annotations
 
