@@ -360,6 +360,7 @@ def _oracle_stop(composed: Composed, folder: Path) -> None:
 
 
 def _plan(composed: Composed, folder: Path) -> None:
+    from megu_dist.forecast import plan
     from megu_dist.pipeline import Pipeline
     from megu_dist.progress import Reporter
 
@@ -367,7 +368,7 @@ def _plan(composed: Composed, folder: Path) -> None:
     try:
         pipeline = Pipeline(composed.settings, folder, Reporter())
         pipeline.check_request()
-        lines = pipeline.plan()
+        lines = plan(pipeline)
     finally:
         if fresh and folder.is_dir():  # a plan leaves nothing behind
             import shutil

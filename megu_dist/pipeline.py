@@ -105,7 +105,7 @@ class Pipeline:
         read_descriptions(settings.descriptions, known_names(self.source))
         if settings.on_degenerate == "fallback":
             about(lookup("oracle", settings.fallback).settings(name=settings.fallback))  # type: ignore[misc]
-        if self._measures_confusion() and self.settings.model.path:
+        if self.measures_confusion() and self.settings.model.path:
             if "validation" not in self.source.splits:
                 raise UserError(
                     f"oracle={settings.name} looks at validation images, and there are none: set "
@@ -114,7 +114,7 @@ class Pipeline:
             return
         about(settings)
 
-    def _measures_confusion(self) -> bool:
+    def measures_confusion(self) -> bool:
         """Whether the oracle is the classifier itself, whose table this run measures."""
         settings = self.settings.oracle
         measured = getattr(lookup("oracle", settings.name).target, "measured", False)
@@ -211,7 +211,7 @@ class Pipeline:
         settings, labels, per_class = s.oracle, split.labels, s.forget.scenario == "class"
         fine = self.fine
         confusions = None
-        if self._measures_confusion() and model is not None:
+        if self.measures_confusion() and model is not None:
             record = self._confusion("confusion", "validation", split, split_key, model)
             settings = replace(settings, path=str(self.folder / "confusion.parquet"))  # type: ignore[call-arg]
         if stage.shortlisted(settings, len(self.names)) and model is not None:
@@ -250,60 +250,6 @@ class Pipeline:
 
         known = fill.about(settings)
         return cost.estimate(settings, known, rows, self.names, RatingStore(self.ratings_folder, known), self.fine)
-
-    def plan(self) -> list[tuple[str, str]]:
-        """Names and values of what an unlearning takes; reads counts and names, starts nothing."""
-        s = self.settings
-        classes = len(self.names)
-        named = len(self.forgotten_names)
-        rows = named or classes
-        lines = [
-            ("training images", f"{self.source.num_rows('train'):,}"),
-            ("test images", f"{self.source.num_rows('test'):,}"),
-            ("classes", f"{classes:,}"),
-            ("forget concepts", f"{rows:,}" if named else f"at most {rows:,}"),
-            ("oracle", s.oracle.name),
-        ]
-        if self._measures_confusion():
-            return [*lines, ("oracle calls", "none beyond the classifier's own predictions on validation images")]
-        found = self.oracle_estimate(s.oracle, rows)
-        basis = "from stored ratings" if found.measured else "estimated from the text's length"
-        lines += [
-            ("pairs rated", f"{found.pairs:,} (all pairs of classes: {found.full_matrix:,})"),
-            ("oracle calls", f"at most {found.calls:,} ({found.stored:,} ratings of this oracle are stored already)"),
-            ("prompt tokens", f"{found.prompt_tokens:,} ({basis})"),
-            ("answer tokens", f"{found.answer_tokens:,}"),
-            ("oracle seconds", "unknown before the first ratings" if found.seconds is None else f"{found.seconds:,.0f}"),
-            ("price", "no price given (oracle.price_prompt, oracle.price_answer)" if found.price is None
-             else f"{found.price:,.4f}"),
-        ]  # fmt: skip
-        return lines + self._compute()
-
-    def _compute(self) -> list[tuple[str, str]]:
-        """What the model itself takes; needs no weights, only its configuration."""
-        from megu_dist.engine.memory import forecast
-        from megu_dist.models.checkpoint import untrained
-
-        s, total = self.settings, self.source.num_rows("train")
-        if s.model.path is None:
-            model = lookup("model", s.model.name).target(s.model)
-            forget = self._count_forget()
-            return forecast(s, lambda: model.build(self.names), model.preprocess().shape, forget, total - forget)
-        found = self.open_model(s.model.path, "model.path")
-        forget = self._count_forget()
-        return forecast(s, lambda: untrained(found.folder), found.preprocess.shape, forget, total - forget)
-
-    def _count_forget(self) -> int:
-        """Training images of the request, from labels alone."""
-        forget, total = self.settings.forget, self.source.num_rows("train")
-        if forget.scenario == "random":
-            return forget.count or round(total * (forget.fraction or 0.0))
-        if forget.scenario == "ids":
-            return len(read_ids(str(forget.ids_file)))
-        source = self.source.fine if self.fine and self.source.fine is not None else self.source
-        wanted = self.subclasses if self.fine else self.classes
-        labels = (source.index(piece)["label"].to_numpy() for piece in source.pieces("train"))
-        return sum(int(np.isin(part, wanted).sum()) for part in labels)
 
     def _confusion(self, stage: str, part: str, split: Split, split_key: str, model: Checkpoint) -> Record:
         """``<stage>.parquet``: where the classifier sends validation images, or the forget images of each class."""

@@ -98,9 +98,17 @@ def memory(step: Step, train: TrainSettings, zero_stage: int, offload: str) -> M
 
 
 def forecast(
-    settings: MeguSettings, build: Callable[[], nn.Module], shape: tuple[int, ...], forget: int, retain: int
+    settings: MeguSettings,
+    build: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    forget: int,
+    retain: int,
+    perturbed: bool = True,
 ) -> list[tuple[str, str]]:
-    """Lines for ``megu plan``: memory per worker, steps, operations. ``forget`` and ``retain`` count training images."""
+    """Lines for ``megu plan``: memory per worker, steps, operations. ``forget`` and ``retain`` count training images.
+
+    ``perturbed``: the method learns from noise, which has to be made first.
+    """
     train, perturb = settings.train, settings.perturb
     passes = train.micro_batch_size or train.batch_size
     step = measure(build, shape, max(1, min(passes, -(-train.batch_size // train.num_workers))), train)
@@ -114,12 +122,12 @@ def forecast(
     one = step.flops / step.images
     # A backward pass is two forward passes, or three with recomputed activations; towards pixels alone it is one.
     tuning = epoch * train.epochs * one * (4 if train.gradient_checkpointing else 3)
-    noise = forget * one * (1 + 2 * perturb.steps * (perturb.draws + 1))
+    noise = forget * one * (1 + 2 * perturb.steps * (perturb.draws + 1)) if perturbed else 0.0
     hours = (tuning + noise) / (PEAK * SHARE) / 3600
     return [
         ("parameters", f"{step.parameters / 1e6:,.1f} M"),
         ("memory per worker", f"{_gib(held.total)} GiB: {parts} ({step.images} images a pass); buckets and workspaces apart"),
-        ("fine-tuning", f"{train.epochs} × {steps:,} steps, {train.epochs * epoch:,} images on {train.num_workers} workers"),
+        ("fine-tuning", f"{train.epochs} × {steps:,} steps, {train.epochs * epoch:,} images, workers: {train.num_workers}"),
         ("operations", f"{tuning / 1e15:,.3g} PFLOP of fine-tuning, {noise / 1e15:,.3g} of noise: {hours:,.3g} GPU hours "
          f"at {SHARE:.0%} of an H100's {PEAK / 1e12:.0f} TFLOP/s"),
     ]  # fmt: skip
