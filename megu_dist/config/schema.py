@@ -106,7 +106,7 @@ class PerturbSettings:
     label_policy: str = "sample"  # sample | argmax
     draws: int = 1  # independent (label, noise_pos) draws per image, used in turn by epoch
     tau: float = 1.0  # softmax temperature of ratings in [0, 10]
-    kappa: float = 1.5  # exponent of the original model's own probabilities
+    kappa: float = 1.0  # exponent of the original model's own probabilities
     epsilon: float = 4 / 255  # bound of the noise, pixel units
     steps: int = 3  # projected sign-gradient steps
     precision: str = "auto"  # of the noise's gradients: auto | fp32 | bf16 (autocast where the device is made for it)
