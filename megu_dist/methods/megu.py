@@ -40,6 +40,7 @@ class Megu(Method):
         "train.lr": ("log", 1e-3, 5e-2),
         "method.alpha": ("uniform", 0.0, 1.0),
         "method.beta": ("choice", 0.0, 0.25),
+        "perturb.kappa": ("choice", 1.0, 1.5),
         "method.lambda_forget": ("log", 0.05, 1.0),
     }
 
