@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,9 @@ from megu_dist.oracle.backends.clip import ClipOracle, ClipSettings
 from megu_dist.oracle.backends.mllm import _pictures
 from megu_dist.oracle.base import Concept, Pair
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("cat", "dog", "truck", "a_fire_engine", "ship")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEGU_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from megu_dist.oracle import prompts
 from megu_dist.oracle.backends import mllm
 from megu_dist.oracle.backends.mllm import MllmOracle, MllmSettings
 from megu_dist.oracle.base import Concept, Pair
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SPREAD = 0.5  # weights so large that the answers differ
 
@@ -34,16 +36,6 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
 }
 REUSING = [name for name in FAMILIES if name != "llava, pictures first"]
 CLOSE = {"abs": 1e-3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are much slower on several threads."""
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEGU_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ same). Names are drawn at random, so that nothing but what the rule is about tel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +17,14 @@ from megu_dist.oracle import prompts
 from megu_dist.oracle.backends.mllm import MllmOracle, MllmSettings, _pictures
 from megu_dist.oracle.base import Concept, Pair
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES, UNSEEN = ("rex", "bob", "tim", "kit", "max", "joy", "ida", "una"), ("leo", "eve", "sam", "zoe")
 KINDS = ("animal", "vehicle")
 DARK, BRIGHT = (0, 80), (176, 256)
 HIGH, LOW = (7, 8, 9), (0, 1, 2)  # digits of alike and of unlike pairs
 STEPS, BATCH, RATE = 500, 32, 0.005  # steps at most
 LEARNT = 1.2  # mean loss; log 3 = 1.1 is the least, as the digits of HIGH and of LOW are drawn
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEGU_THREADS", "1")
-        yield
-    torch.set_num_threads(before)
 
 
 def pictured(count: int, seed: int) -> tuple[list[Pair], np.ndarray]:
