@@ -47,6 +47,7 @@ class Cell:
     trial: int = -1
     needs: dict[str, str] = field(default_factory=dict)
     tried: tuple[str, ...] = ()  # the settings that a trial tries
+    fixed: tuple[str, ...] = ()  # a variant's own settings, which go before tuned ones
 
 
 def read_groups(settings: BenchmarkSettings) -> list[Group]:
@@ -197,7 +198,9 @@ def _scores(
         base = _value(extra, "method")
         tried = {f"trial{n}": f"trial/{group.name}/{base}/{n}" for n in range(trials)}
         name = f"{kind}/{group.name}/{target}/seed{number}/{label}"
-        yield Cell(name, kind, (*request, *extra), group.name, target, label, base, number, -1, needs | tried)
+        yield Cell(
+            name, kind, (*request, *extra), group.name, target, label, base, number, -1, needs | tried, fixed=extra
+        )
 
 
 def _floors(retrained: list[str], shared: bool) -> list[str]:

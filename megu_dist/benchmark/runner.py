@@ -21,7 +21,7 @@ from megu_dist.benchmark.plan import Cell, merge
 from megu_dist.benchmark.search import objective
 from megu_dist.config.compose import Composed, load
 from megu_dist.config.registry import lookup
-from megu_dist.config.schema import EXECUTION_ONLY, MeguSettings
+from megu_dist.config.schema import MeguSettings, keyed
 from megu_dist.data import stream
 from megu_dist.data.base import Source
 from megu_dist.data.decoded import DecodedImages, decode_all, size
@@ -82,7 +82,7 @@ class CellRunner:
         if "retrained_second" in cell.needs:
             run.append(f"evaluate.retrained_second={_quoted(self._model(cell.needs['retrained_second']))}")
         run.append(f"oracle.store={_quoted(self.folder / 'ratings')}")
-        return load(merge(self.words, cell.words, extra, run), (), self.extra_dir)
+        return load(merge(self.words, cell.words, extra, cell.fixed, run), (), self.extra_dir)
 
     def _model(self, cell_id: str) -> Path:
         return self.folder / "cells" / cell_id / "model"
@@ -97,8 +97,7 @@ class CellRunner:
             dropped += ["oracle", "perturb"]
         for name in dropped:
             del settings[name]
-        settings = {k: {n: v for n, v in part.items() if n not in EXECUTION_ONLY} if isinstance(part, dict) else part
-                    for k, part in settings.items()}  # fmt: skip
+        settings = {k: keyed(part) if isinstance(part, dict) else part for k, part in settings.items()}
         roles = {"original": ("model", "path"), "retrained": ("evaluate", "retrained")}
         roles["retrained_second"] = ("evaluate", "retrained_second")
         for role, (section, name) in roles.items():

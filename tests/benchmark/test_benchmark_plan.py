@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megu_dist.benchmark.plan import make_cells, merge, read_groups, read_methods, read_seeds
+from megu_dist.benchmark.runner import CellRunner
 from megu_dist.config.schema import BenchmarkSettings
 from megu_dist.errors import UserError
 
@@ -110,3 +113,16 @@ def test_no_group() -> None:
 
 def test_later_words_win() -> None:
     assert merge(["a=1", "b=2"], ["a=3"], ["+c=1"]) == ["b=2", "a=3", "+c=1"]
+
+
+def test_the_settings_of_a_variant_go_before_tuned_ones(tmp_path: Path) -> None:
+    varied = {**GROUP, "variants": {"megu, no noise": ["method=megu", "method.alpha=0"]}}
+    cells = {cell.id: cell for cell in make_cells(settings(groups={"g": varied}))}
+    tuned = ["method.alpha=0.75", "train.lr=0.0125"]
+    found = {}
+    for label in ("megu", "megu, no noise"):
+        cell = replace(cells[f"score/g/three/seed0/{label}"], needs={})
+        runner = CellRunner(str(tmp_path), ["data=digits"], None, 0.0)
+        found[label] = runner._compose(cell, tuned, tmp_path / "cells" / label).settings
+    assert [s.method.alpha for s in found.values()] == [0.75, 0]  # type: ignore[attr-defined]
+    assert [s.train.lr for s in found.values()] == [0.0125, 0.0125]
