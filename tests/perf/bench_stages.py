@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from megu_dist.config.compose import load
+from megu_dist.config.registry import lookup
 from megu_dist.config.schema import PerturbSettings
 from megu_dist.data import stream
 from megu_dist.data.decoded import decode_all
@@ -41,7 +42,6 @@ WORDS = [
     "train.augment=none",
     "train.threads=1",
     f"train.batch_size={BATCH}",
-    "train.epochs=4",
 ]
 
 
@@ -94,50 +94,59 @@ def normalised(part: np.ndarray, preprocess: Any) -> torch.Tensor:
     return preprocess.normalise(pixels).contiguous(memory_format=torch.channels_last)
 
 
-def test_finetune_step_rate(tmp_path_factory: pytest.TempPathFactory, settings: CifarResNetSettings) -> None:
-    """The fit loop on the digits, decoded beforehand, against a loop over the same arrays."""
-    root = tmp_path_factory.mktemp("fit")
-    words = [
-        *WORDS,
-        "data=digits",
-        f"data.cache_dir={root}",
-        "model.width=16",
+BACKBONES = {
+    "ResNet-18 width 16, 32 px": ["model.width=16", "model.num_channels=1", "model.image_size=32", "train.epochs=4"],
+    "ViT-S/16, 224 px": [
+        "model=transformers",
+        "model.model_type=vit",
         "model.num_channels=1",
-        "model.image_size=32",
-    ]
-    found = load(words).settings
-    source = open_source(found.data)
-    kind = CifarResNet(found.model)  # type: ignore[arg-type]
+        "model.mean=[0.5]",
+        "model.std=[0.5]",
+        "model.config={hidden_size:384,num_hidden_layers:12,num_attention_heads:6,intermediate_size:1536}",
+        "train.epochs=1",
+        "train.retain_per_epoch=128",
+        "train.batch_size=32",
+    ],
+}
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_finetune_step_rate(backbone: str, tmp_path: Path) -> None:
+    """The fit loop on the digits, decoded beforehand, against a loop over the same arrays."""
+    found = load([*WORDS, "data=digits", f"data.cache_dir={tmp_path}", *BACKBONES[backbone]]).settings
+    train, source = found.train, open_source(found.data)
+    kind = lookup("model", found.model.name).target(found.model)
     preprocess, names = kind.preprocess(), source.class_names
     with stream.in_this_process():
-        source.decoded = decode_all(source, preprocess, root / "decoded", lambda _: None)
+        source.decoded = decode_all(source, preprocess, tmp_path / "decoded", lambda _: None)
     table, pixels = source.decoded.read("train", np.arange(source.num_rows("train")), preprocess)
     labels = torch.from_numpy(table["label"].to_numpy().copy())
-    count = len(labels) * found.train.epochs
+    per_epoch = train.retain_per_epoch or len(labels)
 
     def ours() -> int:
-        out = Path(root / f"out-{time.monotonic_ns()}")
+        out = tmp_path / f"out-{time.monotonic_ns()}"
         (out / "model").parent.mkdir()
         job = TrainJob(
             found, source, names, preprocess, np.zeros(0, np.int64), 0, str(out), str(out / "log.jsonl"), None, None
         )
         with stream.in_this_process():
             inline.fit_here(job, out / "checkpoints")
-        return count
+        return per_epoch * train.epochs
 
     def bare() -> int:
         model = kind.build(names).train()
-        optimizer = make_optimizer(model, found.train)
-        for _ in range(found.train.epochs):
-            for rows in torch.randperm(len(labels)).split(BATCH):
-                with autocast(found.train.precision, torch.device("cpu")):
+        optimizer = make_optimizer(model, train)
+        for _ in range(train.epochs):
+            for rows in torch.randperm(len(labels))[:per_epoch].split(train.batch_size):
+                with autocast(train.precision, torch.device("cpu")):
                     logits = model(pixel_values=normalised(pixels[rows.numpy()], preprocess)).logits.float()
                 cross_entropy(logits, labels[rows]).backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        return count
+        return per_epoch * train.epochs
 
-    assert compare("finetune", ours, bare) > 0.5
+    assert compare(f"finetune, {backbone}", ours, bare) > 0.5
 
 
 def test_perturb(folder: Path, images: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
