@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from megu_dist.config.compose import Composed, group_options, load
 from megu_dist.config.registry import KINDS, components
-from megu_dist.errors import UserError, find_user_error, nearest
+from megu_dist.errors import UserError, find_user_error, is_full_disk, nearest
 
 if TYPE_CHECKING:
     from megu_dist.models.checkpoint import Checkpoint
@@ -60,8 +61,8 @@ def _dispatch(words: list[str]) -> int:
         print(__version__)
         return 0
     name, rest = words[0], words[1:]
-    if name == "list":
-        return _list(rest)
+    if name in WITHOUT_SETTINGS:
+        return WITHOUT_SETTINGS[name](rest)
     show = name == "show-config"
     if show:
         if not rest or rest[0].startswith("-"):
@@ -75,7 +76,7 @@ def _dispatch(words: list[str]) -> int:
         if second and not (name in VERBS and VERBS[name].takes):
             raise UserError(f"unknown verb '{name} {rest[0]}': {nearest(rest[0], second)}")
     if name not in VERBS:
-        raise UserError(f"unknown verb {name!r}: {nearest(name, [*VERBS, 'list', 'show-config'])}")
+        raise UserError(f"unknown verb {name!r}: {nearest(name, [*VERBS, *WITHOUT_SETTINGS, 'show-config'])}")
     verb = VERBS[name]
     if "--help" in rest or "-h" in rest:
         print(
@@ -116,8 +117,13 @@ def _run(name: str, verb: Verb, composed: Composed, taken: Sequence[str]) -> int
             raise mended from None
         log = folder / "log.txt"
         if log.parent.is_dir():
-            with log.open("a") as file:
+            with contextlib.suppress(OSError), log.open("a") as file:  # the disk may be full
                 traceback.print_exc(file=file)
+        if is_full_disk(error):
+            raise UserError(
+                f"a disk is full (the run folder is {folder}): free some space, or set run.dir to a larger disk, and "
+                "run the same command again to continue"
+            ) from None
         last = str(error).strip().splitlines() or [""]
         print(f"megu: {type(error).__name__}: {last[-1]}", file=sys.stderr)
         if log.is_file():
@@ -184,6 +190,7 @@ def _train(composed: Composed, folder: Path) -> None:
             pipeline.check_request()
         if composed.settings.model.path:
             pipeline.open_model(composed.settings.model.path, "model.path")
+        pipeline.check_trainable()
         return lambda: stages.train(pipeline)
 
     _with_pipeline(composed, folder, prepare)
@@ -415,11 +422,25 @@ def _list(words: list[str]) -> int:
     return 0
 
 
+def _submit(words: list[str]) -> int:
+    from megu_dist.jobs.commands import submit
+
+    return submit(words, VERBS)
+
+
+def _jobs(words: list[str]) -> int:
+    from megu_dist.jobs.commands import jobs
+
+    return jobs(words)
+
+
 def _usage() -> str:
     verbs = "\n".join(f"  {name:14} {verb.summary}" for name, verb in VERBS.items() if name != "oracle fill")
     return (
         "megu: make a trained image classifier forget a class or a list of images, on Ray\n\n"
         f"Usage: megu VERB [key=value …]\n\nVerbs:\n{verbs}\n"
+        "  submit         any of these as a job on a Ray cluster\n"
+        "  jobs           list, logs and stop of such jobs\n"
         "  list           what there is to choose from: data, models, oracles, methods, metrics, engines, experiments\n"
         "  show-config    the settings that a verb would run with\n\n"
         "`megu VERB --help` shows examples."
@@ -507,6 +528,7 @@ VERBS: dict[str, Verb] = {
 }
 
 VERBS["oracle fill"] = VERBS["oracle"]
+WITHOUT_SETTINGS: dict[str, Callable[[list[str]], int]] = {"list": _list, "submit": _submit, "jobs": _jobs}
 
 if __name__ == "__main__":
     main()

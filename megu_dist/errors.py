@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 class UserError(Exception):
@@ -23,8 +27,8 @@ def nearest(word: object, choices: Iterable[object], limit: int = 3) -> str:
     return f"valid: {shown}"
 
 
-def find_user_error(error: BaseException | None) -> UserError | None:
-    """The ``UserError`` inside an exception chain; Ray wraps what its workers raise in exceptions of its own.
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exceptions in a chain, nearest first; Ray wraps what its workers raise in exceptions of its own.
 
     Ray gives a task's exception as ``.cause`` and Ray Train as ``.worker_failures``; both are followed.
     """
@@ -36,10 +40,24 @@ def find_user_error(error: BaseException | None) -> UserError | None:
             continue
         seen.add(id(item))
         cause = getattr(item, "cause", None)
-        if isinstance(cause, BaseException):
-            queue.append(cause)
+        queue.append(cause if isinstance(cause, BaseException) else None)
         queue += list(getattr(item, "worker_failures", {}).values())
         queue += [item.__cause__, item.__context__]
+        yield item
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether a disk, or a quota, was full, wherever that was noticed: libraries keep the system's words at most."""
+    return any(
+        getattr(item, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in str(item) for words in FULL)
+        for item in causes(error)
+    )
+
+
+def find_user_error(error: BaseException | None) -> UserError | None:
+    """The ``UserError`` inside an exception chain."""
+    for item in causes(error):
+        cause = getattr(item, "cause", None)
         if type(item) is UserError:
             return item
         if isinstance(

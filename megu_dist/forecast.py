@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megu_dist.config.registry import lookup
 from megu_dist.data.split import read_ids
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from megu_dist.pipeline import Pipeline
 
 
@@ -50,17 +45,10 @@ def plan(pipeline: Pipeline) -> list[tuple[str, str]]:
 def _compute(pipeline: Pipeline) -> list[tuple[str, str]]:
     """What the model itself takes; needs no weights, only its configuration."""
     from megu_dist.engine.memory import forecast
-    from megu_dist.models.checkpoint import untrained
 
     s, forget = pipeline.settings, _count_forget(pipeline)
     retain = pipeline.source.num_rows("train") - forget
-    build: Callable[[], nn.Module]
-    if s.model.path is None:
-        model = lookup("model", s.model.name).target(s.model)
-        build, shape = partial(model.build, pipeline.names), model.preprocess().shape
-    else:
-        found = pipeline.open_model(s.model.path, "model.path")
-        build, shape = partial(untrained, found.folder), found.preprocess.shape
+    build, shape = pipeline.architecture()
     return forecast(s, build, shape, forget, retain, pipeline.needs_perturbed)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,20 +17,24 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from megu_dist.config.registry import lookup
-from megu_dist.config.schema import EXECUTION_ONLY, MeguSettings, OracleSettings
-from megu_dist.config.validate import check, check_forget, resolve_classes
+from megu_dist.config.schema import MeguSettings, OracleSettings, keyed
+from megu_dist.config.validate import check, check_forget, check_method, resolve_classes
 from megu_dist.data.bad_rows import BadRows
 from megu_dist.data.base import Source
 from megu_dist.data.coarse import refuse_fine_names, resolve_subclasses
 from megu_dist.data.open import open_source
 from megu_dist.data.split import Split, ids_hash, make_split, read_ids
+from megu_dist.data.stream import here
 from megu_dist.errors import UserError
 from megu_dist.models.checkpoint import Checkpoint, check_labels, open_checkpoint
+from megu_dist.placement import watched
 from megu_dist.progress import Reporter
 from megu_dist.raysession import auto_actors
 from megu_dist.store import ArtefactStore, Record, content_key, write_json
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from megu_dist.oracle.cost import Estimate
 
 SHORTLIST_IMAGES = 256  # forget images per class that tell where the classifier sends them
@@ -84,17 +91,33 @@ class Pipeline:
 
     def check_method(self) -> None:
         """Whether the method can do what is asked of it."""
+        check_method(self.settings)
+        self.check_trainable()
+
+    def check_trainable(self) -> None:
+        """Whether the model has the parts that are to be trained; only where parts are named is it looked at."""
+        import torch
+
+        from megu_dist.engine import trainable
+
         s = self.settings
-        method = lookup("method", s.method.name).target
-        if method.scenarios and s.forget.scenario not in method.scenarios:
-            raise UserError(
-                f"method={s.method.name} is defined for forget.scenario={' or '.join(method.scenarios)} only, "
-                f"not for {s.forget.scenario}"
-            )
-        if method.whole_weights and getattr(s.engine, "zero_stage", 0) == 3:
-            raise UserError(
-                f"method={s.method.name} reads whole weights, which engine.zero_stage=3 shards: use engine.zero_stage=2 or less"
-            )
+        if s.train.trainable == "all" and s.train.layer_decay == 1:
+            return
+        if s.train.trainable != "all" and s.model.path is None:
+            raise UserError(f"train.trainable={s.train.trainable} needs a trained model: set model.path")
+        build, _ = self.architecture()
+        with torch.device("meta"):
+            trainable.check(build(), s.train)
+
+    def architecture(self) -> tuple[Callable[[], nn.Module], tuple[int, int, int]]:
+        """What makes the model without its weights, and the images' shape."""
+        from megu_dist.models.checkpoint import untrained
+
+        if self.settings.model.path is None:
+            model = lookup("model", self.settings.model.name).target(self.settings.model)
+            return partial(model.build, self.names), model.preprocess().shape
+        found = self.open_model(self.settings.model.path, "model.path")
+        return partial(untrained, found.folder), found.preprocess.shape
 
     def check_oracle(self) -> None:
         """The oracle's settings, its packages and files, before any worker starts."""
@@ -149,10 +172,16 @@ class Pipeline:
             self.reporter.skipped(name)
             return found
         try:
-            with self.reporter.stage(name, total, unit):
+            with self.reporter.stage(name, total, unit), self._watched(name):
                 return self.store.stage(name, inputs, outputs, work)
         finally:
             self._name_bad_rows()
+
+    def _watched(self, stage: str) -> AbstractContextManager[None]:
+        """Has the user told what the stage waits for when the cluster is full."""
+        if here():
+            return nullcontext()
+        return watched(stage, lambda: self.reporter.done, self.reporter.say, self.settings.run.placement_timeout_s)
 
     def tolerate(self, forget_rows: np.ndarray) -> None:
         """Has images that cannot be read named in the run folder and, but for those to be forgotten, left out if few."""
@@ -309,9 +338,11 @@ class Pipeline:
         from megu_dist.engine.worker import TrainJob
 
         s = self.settings
-        train = asdict(s.train)
-        for name in ("num_cpus", "threads", "max_failures", "checkpoint_every"):
+        train = _keyed(s.train)
+        for name in ("threads", "max_failures", "checkpoint_every"):
             del train[name]
+        if s.train.batch_norm != "local":
+            train["num_workers"] = 1  # any number gives the same numbers, and goes on from another's checkpoints
         inputs: dict[str, Any] = {"split": split_key, "train": train, "engine": asdict(s.engine)}
         inputs |= {"method": asdict(s.method), "perturb": None if perturbed is None else perturbed.key}
         inputs["model"] = _keyed(s.model) if model is None else model.fingerprint()
@@ -338,7 +369,11 @@ class Pipeline:
                 perturbed=None if perturbed is None else str(self.folder / "perturbed"),
                 forget_classes=tuple(self.classes) if s.forget.scenario == "class" else (),
             )
-            return fit(job, self.folder / "checkpoints" / key[:12], progress)
+            result = fit(job, self.folder / "checkpoints" / key[:12], progress)
+            if (lost := result.get("resumed", {}).get("fresh_optimizer")) is not None:
+                workers = f"{result['resumed']['workers']} workers' checkpoint by {result['world_size']}"
+                self.reporter.say(f"{name}: resumed from {workers}, weights with a fresh optimiser state ({lost})")
+            return result
 
         name = "train" if model is None else "finetune"
         outputs = ["model", "history.jsonl"]
@@ -588,7 +623,7 @@ def version(name: str) -> str:
 
 
 def _keyed(settings: Any) -> dict[str, Any]:
-    return {key: value for key, value in asdict(settings).items() if key not in EXECUTION_ONLY}
+    return keyed(asdict(settings))
 
 
 def _training_seconds(retrained: str) -> float | None:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -53,6 +53,11 @@ class Reporter:
         """Says that a finished stage was taken from the run folder."""
         self.console.print(f"{name}: already done", highlight=False)
 
+    @property
+    def done(self) -> int:
+        """How much of the running stage is done."""
+        return self._done
+
     def update(self, done: int) -> None:
         """Sets how much of the stage is done."""
         self._done = done
@@ -88,7 +93,8 @@ def chatter_to(log: Path) -> Iterator[TextIO]:
         yield terminal
     finally:
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            with suppress(OSError):  # the disk may be full
+                stream.flush()
         os.dup2(saved[0], 1)
         os.dup2(saved[1], 2)
         for handle in (*saved, file):

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from megu_dist import scratch
 from megu_dist.config.schema import MeguSettings
 from megu_dist.data.stream import LOCAL_TASKS
 from megu_dist.errors import UserError
@@ -78,6 +79,7 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
     finally:
         ray.shutdown()
         os.environ.pop(LOCAL_TASKS, None)
+        scratch.sweep()  # of workers that were killed
 
 
 def _import(*names: str) -> None:

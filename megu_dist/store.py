@@ -47,11 +47,15 @@ def write_json(path: Path, data: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Atomic: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class ArtefactStore:
@@ -74,6 +78,8 @@ class ArtefactStore:
                 ) from None
             for left in (self.folder / ".tmp").iterdir():
                 shutil.rmtree(left)
+            for left in (*self.folder.glob(".*.[0-9]*"), *(self.folder / ".stages").glob(".*.[0-9]*")):
+                left.unlink()  # of write_text, in a process that was killed
             yield
 
     def stage(
@@ -88,7 +94,11 @@ class ArtefactStore:
         folder = self.folder / ".tmp" / f"{stage}-{key[:12]}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        info = work(folder) or {}
+        try:
+            info = work(folder) or {}
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # on a full disk, somebody needs the room
+            raise
         missing = [name for name in outputs if not (folder / name).exists()]
         if missing:
             raise RuntimeError(f"stage {stage} did not write {missing}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from megu_dist.models.blocks import stages
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -17,21 +19,9 @@ PENULTIMATE = "penultimate"
 def blocks(model: nn.Module, limit: int) -> dict[str, nn.Module]:
     """The model's blocks by name, in order: the children of its largest list of modules, evenly thinned to ``limit``.
 
-    That is ``stages`` of the CIFAR ResNet, the encoder's layers of a vision transformer, the stages of a ConvNet.
+    See :func:`megu_dist.models.blocks.stages`.
     """
-    from torch import nn
-
-    lists = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList | nn.Sequential)
-    ]
-    if not lists:
-        return {}
-
-    def size(entry: tuple[str, nn.Module]) -> tuple[int, int]:
-        return sum(p.numel() for p in entry[1].parameters()), len(list(entry[1].children()))
-
-    name, chosen = max(lists, key=size)  # the first of equals: the outermost
-    children = [(f"{name}.{key}", child) for key, child in chosen.named_children()]
+    children = stages(model)
     if len(children) > limit:
         # The last block always stays.
         kept = np.unique(np.linspace(len(children) - 1, 0, limit).round().astype(int))

@@ -13,7 +13,19 @@ from omegaconf import MISSING
 # Settings that change how work is done and not what comes out: no part of a content key.
 EXECUTION_ONLY = {"num_actors", "num_gpus", "num_cpus", "num_replicas", "max_replicas", "max_queued", "health_check_s",
                   "timeout_s", "batch_wait_s", "pairs_per_request", "max_batch_size", "store", "concurrency", "retries",
-                  "request_timeout_s", "device_map", "reuse_prefix"}  # fmt: skip
+                  "request_timeout_s", "device_map", "reuse_prefix", "checkpoint_steps", "min_workers"}  # fmt: skip
+
+# Settings younger than many a run: at these values they are no part of a content key, so that those runs still count.
+YOUNGER = {"trainable": "all", "last_blocks": 1, "lora_rank": 16, "layer_decay": 1.0}
+
+
+def keyed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of one section that are part of a content key."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in EXECUTION_ONLY and not (name in YOUNGER and value == YOUNGER[name])
+    }
 
 
 @dataclass(kw_only=True)
@@ -120,6 +132,7 @@ class TrainSettings:
     """Training and fine-tuning. ``batch_size`` is global: it does not depend on the number of workers."""
 
     num_workers: int = 1
+    min_workers: int | None = None  # go on with so few while the cluster holds no more; none: all or nothing
     num_cpus: float = 1.0  # logical CPUs per worker
     use_gpu: bool = False
     threads: int = 0  # torch threads per worker; 0: the node's cores shared among its workers
@@ -138,6 +151,10 @@ class TrainSettings:
     warmup_fraction: float = 0.2  # share of the steps with linearly growing learning rate; then cosine to zero
     label_smoothing: float = 0.0  # of retained (or training) images
     clip_grad_norm: float = 0.0  # 0: off
+    trainable: str = "all"  # all | head | last_blocks | lora (low-rank updates, and the head)
+    last_blocks: int = 1  # blocks, counted from the head, that train.trainable=last_blocks trains with it
+    lora_rank: int = 16
+    layer_decay: float = 1.0  # each block's learning rate, as a share of the next one's
     augment: str = "none"  # none | flip | crop_flip
     precision: str = "auto"  # auto | fp32 | bf16; auto: bf16 autocast where the device is made for it
     batch_norm: str = "sync"  # sync | local | frozen (statistics)
@@ -146,6 +163,7 @@ class TrainSettings:
     calibrate_every: int = 5  # steps between two looks at the calibrated stop rule
     max_failures: int = 2  # restarts of the worker group from the last checkpoint
     checkpoint_every: int = 1  # epochs
+    checkpoint_steps: int | None = None  # also after every so many steps; none: at ends of epochs only
     shuffle_window: int = 16384  # rows among which training rows are shuffled
 
 
@@ -216,6 +234,7 @@ class RunSettings:
     address: str | None = None  # none: RAY_ADDRESS, else a Ray of this process's own; auto | ray://… | host:port
     logical_cpus: int = 8  # of a local Ray; more than the cores, so that Data, Train and Serve never starve each other
     object_store_gb: float = 1.0  # of a local Ray
+    placement_timeout_s: float = 1800.0  # a stage that waits for room on the cluster for so long gives up
     resume: bool = True  # take finished stages and checkpoints of an earlier run
 
 

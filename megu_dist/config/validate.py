@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megu_dist.config.registry import components
+from megu_dist.config.registry import components, lookup
 from megu_dist.config.schema import MeguSettings
 from megu_dist.errors import UserError, nearest
 
@@ -14,6 +14,7 @@ CHOICES = {
     "forget.scenario": ["class", "subclass", "random", "ids"],
     "perturb.label_policy": ["sample", "argmax"],
     "train.optimizer": ["sgd", "adamw"],
+    "train.trainable": ["all", "head", "last_blocks", "lora"],
     "train.augment": ["none", "flip", "crop_flip"],
     "train.precision": ["auto", "fp32", "bf16"],
     "perturb.precision": ["auto", "fp32", "bf16"],
@@ -66,6 +67,10 @@ RANGES: dict[str, _Rule] = {
     "perturb.batch_size": AT_LEAST_ONE,
     "perturb.num_actors": NOT_NEGATIVE,
     "train.num_workers": AT_LEAST_ONE,
+    "train.min_workers": AT_LEAST_ONE,
+    "train.last_blocks": AT_LEAST_ONE,
+    "train.lora_rank": AT_LEAST_ONE,
+    "train.layer_decay": ("greater than 0 and at most 1", lambda v: 0 < v <= 1),
     "train.num_cpus": POSITIVE,
     "train.epochs": AT_LEAST_ONE,
     "train.batch_size": AT_LEAST_ONE,
@@ -77,6 +82,7 @@ RANGES: dict[str, _Rule] = {
     "train.clip_grad_norm": NOT_NEGATIVE,
     "train.calibrate_every": AT_LEAST_ONE,
     "train.checkpoint_every": AT_LEAST_ONE,
+    "train.checkpoint_steps": AT_LEAST_ONE,
     "train.shuffle_window": AT_LEAST_ONE,
     "train.retain_per_epoch": AT_LEAST_ONE,
     "method.alpha": NOT_NEGATIVE,
@@ -110,6 +116,7 @@ RANGES: dict[str, _Rule] = {
     "benchmark.decode_gb": NOT_NEGATIVE,
     "run.logical_cpus": ("at least 4", lambda v: v >= 4),
     "run.object_store_gb": ("at least 0.1", lambda v: v >= 0.1),
+    "run.placement_timeout_s": POSITIVE,
     "report.images": AT_LEAST_ONE,
     "analyze.images_per_class": AT_LEAST_ONE,
     "analyze.neighbours": AT_LEAST_ONE,
@@ -138,6 +145,10 @@ def check(settings: MeguSettings) -> None:
     if stage not in OFFLOAD[offload]:
         raise UserError(
             f"engine.offload={offload} needs engine.zero_stage={' or '.join(map(str, OFFLOAD[offload]))}, not {stage}"
+        )
+    if (settings.train.min_workers or 1) > settings.train.num_workers:
+        raise UserError(
+            f"train.min_workers={settings.train.min_workers} must be at most train.num_workers={settings.train.num_workers}"
         )
     if settings.train.batch_size < settings.train.num_workers:
         raise UserError(
@@ -173,6 +184,26 @@ def check_forget(settings: MeguSettings) -> None:
             )
         if settings.data.validation_fraction == 0:
             raise UserError("train.stop=calibrated needs unseen images: set data.validation_fraction=0.1, say")
+
+
+def check_method(settings: MeguSettings) -> None:
+    """Checks that the method can do what is asked of it."""
+    method = lookup("method", settings.method.name).target
+    if method.scenarios and settings.forget.scenario not in method.scenarios:
+        raise UserError(
+            f"method={settings.method.name} is defined for forget.scenario={' or '.join(method.scenarios)} only, "
+            f"not for {settings.forget.scenario}"
+        )
+    if method.whole_weights and getattr(settings.engine, "zero_stage", 0) == 3:
+        raise UserError(
+            f"method={settings.method.name} reads whole weights, which engine.zero_stage=3 shards: "
+            "use engine.zero_stage=2 or less"
+        )
+    if settings.train.trainable == "lora" and not method.low_rank:
+        raise UserError(
+            f"method={settings.method.name} picks single weights, which train.trainable=lora does not train: "
+            "use train.trainable=all, head or last_blocks"
+        )
 
 
 def resolve_classes(wanted: list[object], class_names: list[str]) -> list[int]:

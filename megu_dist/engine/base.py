@@ -29,8 +29,11 @@ class Engine(Protocol):
     def save(self, folder: Path) -> None:
         """Writes this rank's share of model and optimiser state."""
 
-    def load(self, folder: Path) -> None:
-        """Restores what :meth:`save` wrote at the same world size. Raises when it is incomplete."""
+    def load(self, folder: Path, world: int | None = None) -> str | None:
+        """Restores what :meth:`save` wrote on ``world`` workers (none: as many as now). Raises when it is incomplete.
+
+        Returns why the optimiser starts afresh, or None where its state was restored, too.
+        """
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """The whole model's weights on rank 0 (CPU, fp32), None elsewhere."""
@@ -62,14 +65,31 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(precision, device) == "bf16")
 
 
+def set_rate(optimizer: Any, lr: float) -> None:
+    """The learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("rate", 1.0)
+
+
 def make_optimizer(model: nn.Module, train: TrainSettings) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW; biases and normalisation weights are not decayed (He et al. 2019)."""
+    """SGD with momentum or AdamW; biases and normalisation weights are not decayed (He et al. 2019).
+
+    A group's ``rate``, where it has one, is its share of the learning rate (``train.layer_decay``).
+    """
     import torch
 
-    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    from megu_dist.engine.trainable import rates
+
+    rate = rates(model, train.layer_decay)
+    groups: list[dict[str, Any]] = []
+    for share in sorted(set(rate.values()) or {1.0}):
+        mine = [p for name, p in model.named_parameters() if p.requires_grad and rate.get(name, 1.0) == share]
+        for decay, chosen in (
+            (train.weight_decay, [p for p in mine if p.ndim > 1]),
+            (0.0, [p for p in mine if p.ndim <= 1]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay} | ({"rate": share} if rate else {}))
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.lr)
     return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, nesterov=train.momentum > 0)

@@ -58,14 +58,18 @@ def _synchronised(self: _BatchNorm, x: Tensor) -> Tensor:
 
 
 def apply(model: nn.Module, policy: str, world: int, device: torch.device) -> nn.Module:
-    """Makes the model's batch-norm layers follow ``policy``; a model without any is returned as it is."""
-    if policy == "sync" and world > 1 and device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    """Makes the model's batch-norm layers follow ``policy``; a model without any is returned as it is.
+
+    Layers whose weights are not trained keep their statistics, too.
+    """
+    on_gpu = device.type == "cuda"
+    if policy == "sync" and world > 1 and on_gpu:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for layer in layers(model):
-        if policy == "frozen":
+        if policy == "frozen" or (layer.weight is not None and not layer.weight.requires_grad):
             layer.eval()
             layer.train = lambda mode=True, layer=layer: layer  # type: ignore[method-assign, misc]
-        elif policy == "sync" and world > 1:
+        elif policy == "sync" and world > 1 and not on_gpu:
             layer.forward = _synchronised.__get__(layer)  # type: ignore[method-assign]
     return model
 

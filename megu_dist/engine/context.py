@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
+from megu_dist import scratch
 from megu_dist.config.schema import MeguSettings, TrainSettings
 from megu_dist.data import plan, stream
-from megu_dist.engine import batch_norm, checkpoints
+from megu_dist.engine import batch_norm, checkpoints, trainable
 from megu_dist.engine.base import Engine
 from megu_dist.engine.batch import Batch, Part, Rows
 from megu_dist.engine.calibrate import Calibrator
 from megu_dist.engine.coverage import Coverage
+from megu_dist.engine.history import History
 from megu_dist.errors import UserError
 from megu_dist.models.preprocess import Preprocess
 
-LOGS_PER_EPOCH = 20
+FIT_FILE = "fit.npz"  # in a checkpoint: what the fit itself knows, beside the engine's state
 Pixels = Callable[[Part], Tensor]
 State = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor, Batch], tuple[Tensor, Tensor, float]]
@@ -99,6 +99,8 @@ class Context:
         """The whole model's weights (CPU, fp32) on rank 0, None elsewhere. Collective."""
         if self.result is not None:
             state = self.engine.state_dict()
+            if state is not None and self.train.trainable == "lora":
+                state = trainable.merged(state)
         else:  # a method that edits weights without a fit
             state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()} if self.rank == 0 else None
         return state if state is None or self._edit is None else self._edit(state)
@@ -115,35 +117,36 @@ class Context:
         counts = [rows.count for rows in (forget, retain) if rows is not None]
         steps = plan.num_steps(sum(counts), self.train.batch_size)
         seen = None if self.resume is None else checkpoints.progress_of(self.resume)
-        first_epoch = 0 if seen is None else seen.epoch + 1
+        start = (0, 0) if seen is None else seen.next
         stopped = "fixed" if seen is None else seen.stopped
-        end = first_epoch if stopped == "calibrated" else self.train.epochs
+        first_epoch, end = start[0], start[0] if stopped == "calibrated" else self.train.epochs
         if first_epoch < end:
-            batches = self._batches(first_epoch, steps, forget, retain)  # read while the engine is set up
+            batches = self._batches(*start, steps, forget, retain)  # read while the engine is set up
+        model = trainable.add_low_rank(model, self.train, self.seed)
         model = batch_norm.apply(model.to(self.device), self.train.batch_norm, self.world, self.device)
         if self.train.gradient_checkpointing:
             if not getattr(model, "supports_gradient_checkpointing", False):
                 raise UserError(f"train.gradient_checkpointing: {type(model).__name__} does not support it")
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         self.engine.setup(model, self.train, self.device, self.passes)
-        if self.resume is not None:
-            self.engine.load(self.resume)
-        log = _Log(self, steps, keep_until=first_epoch)
+        log = History(self, steps, start)
+        before = None if self.resume is None else self._restore(self.resume, log)
         epoch = first_epoch - 1
         for epoch in range(first_epoch, end):
             model.train()
             if epoch > first_epoch:
-                batches = self._batches(epoch, steps, forget, retain)
+                batches, before = self._batches(epoch, 0, steps, forget, retain), None
             covered = None
             if forget is not None and forget.asked is not None and len(forget.rows(epoch)):
-                covered = Coverage(forget.asked, self.device)
-            if self._epoch(model, epoch, steps, batches, loss, pixels, log, covered):
+                covered = Coverage(forget.asked, self.device, before)
+            first = start[1] if epoch == first_epoch else 0
+            if self._epoch(model, epoch, first, steps, batches, loss, pixels, log, covered):
                 stopped = "calibrated"
             elif covered is not None:
                 covered.check(self.world, epoch)
             last = stopped == "calibrated" or epoch + 1 == end
-            if last or (epoch + 1) % self.train.checkpoint_every == 0:
-                self._checkpoint(model, checkpoints.Progress(epoch, stopped))
+            if last or (epoch + 1) % self.train.checkpoint_every == 0 or self._due((epoch + 1) * steps):
+                self._checkpoint(model, checkpoints.Progress(epoch, stopped), log, None)
             if last:
                 break
         self.result = FitResult(epoch + 1, log.steps_done, stopped)
@@ -153,17 +156,19 @@ class Context:
         self,
         model: nn.Module,
         epoch: int,
+        first: int,
         steps: int,
         batches: Iterable[Batch],
         loss: Loss,
         pixels: Pixels,
-        log: _Log,
+        log: History,
         covered: Coverage | None,
     ) -> bool:
-        """One epoch; True when the stop rule ended it early."""
-        for step, batch in enumerate(batches):
+        """One epoch from step ``first`` on; True when the stop rule ended it early."""
+        for step, batch in enumerate(batches, first):
             batch.epoch, batch.progress = epoch, (epoch * steps + step) / (self.train.epochs * steps)
-            torch.manual_seed((self.seed * 1_000_003 + epoch * steps + step) * 65_537 + self.rank)  # dropout
+            # Dropout: the generators of all devices follow from the step, so a checkpoint has no state of them to keep.
+            torch.manual_seed((self.seed * 1_000_003 + epoch * steps + step) * 65_537 + self.rank)
             lr = self._learning_rate(epoch * steps + step, self.train.epochs * steps)
             sums = [
                 self._pass(part, k + 1 == self.passes, loss, pixels, lr)
@@ -179,6 +184,8 @@ class Context:
                 model.train()
                 if done:
                     return True
+            if step + 1 < steps and self._due(epoch * steps + step + 1):
+                self._checkpoint(model, checkpoints.Progress(epoch, steps=step + 1), log, covered)
         return False
 
     def _pass(self, batch: Batch, last: bool, loss: Loss, pixels: Pixels, lr: float) -> tuple[Tensor, Tensor]:
@@ -195,13 +202,13 @@ class Context:
         self.engine.step(total * self.world, lr, last)  # engines average gradients over workers; this makes it a sum
         return forget_sum.detach(), retain_sum.detach()
 
-    def _batches(self, epoch: int, steps: int, forget: Rows | None, retain: Rows | None) -> Iterable[Batch]:
-        """The epoch's steps on this worker; both streams are read in the background from this call on."""
+    def _batches(self, epoch: int, first: int, steps: int, forget: Rows | None, retain: Rows | None) -> Iterable[Batch]:
+        """The epoch's steps from ``first`` on; both streams are read in the background from this call on."""
 
         def parts(rows: Rows | None) -> Iterable[Part]:
             if rows is None:
-                return (Part(0) for _ in range(steps))
-            return stream.ReadAhead(rows.steps(epoch, steps, 0, self.rank, self.world, self.device))
+                return (Part(0) for _ in range(first, steps))
+            return stream.ReadAhead(rows.steps(epoch, steps, first, self.rank, self.world, self.device))
 
         return (Batch(f, r) for f, r in zip(parts(forget), parts(retain), strict=True))
 
@@ -218,59 +225,36 @@ class Context:
             return self.train.lr * (step + 1) / warm
         return self.train.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
-    def _checkpoint(self, model: nn.Module, progress: checkpoints.Progress) -> None:
+    def _due(self, steps_done: int) -> bool:
+        """Whether ``train.checkpoint_steps`` asks for a checkpoint after so many steps of the fit."""
+        every = self.train.checkpoint_steps
+        return every is not None and steps_done % every == 0
+
+    def _checkpoint(
+        self, model: nn.Module, progress: checkpoints.Progress, log: History, covered: Coverage | None
+    ) -> None:
         if self.world > 1 and self.train.batch_norm == "local":
             batch_norm.average_statistics(model)
         if self.report is None:
             return
-        with tempfile.TemporaryDirectory(prefix="megu-checkpoint-") as folder:
-            self.engine.save(Path(folder))
-            checkpoints.seal(Path(folder), self.rank, self.world, progress)
-            self.report({"epoch": progress.epoch}, Path(folder), checkpoints.name_of(progress.epoch))
+        sums, seconds = log.state()
+        times = None if covered is None else covered.over_all_workers(self.world)
+        with scratch.folder("checkpoint") as folder:
+            self.engine.save(folder)
+            if self.rank == 0:
+                np.savez(folder / FIT_FILE, sums=sums, seconds=seconds, times=[] if times is None else times)
+            checkpoints.seal(folder, self.rank, self.world, progress)
+            name = checkpoints.name_of(progress, self.world)
+            self.report({"epoch": progress.epoch}, folder, name)
 
-
-class _Log:
-    """Writes one JSON line per twentieth of an epoch on rank 0, with losses averaged over all workers."""
-
-    def __init__(self, context: Context, steps: int, keep_until: int) -> None:
-        self.context, self.steps, self.every = context, steps, max(1, steps // LOGS_PER_EPOCH)
-        self.sums = torch.zeros(4, dtype=torch.float64, device=context.device)
-        self.start, self.steps_done = time.monotonic(), keep_until * steps
-        if context.rank == 0:
-            self._drop_lines_after(keep_until)
-
-    def _drop_lines_after(self, epoch: int) -> None:
-        """A resumed fit repeats the epochs after its checkpoint; their earlier lines go."""
-        path = self.context.history
-        old = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in old if line.endswith("}") and json.loads(line)["epoch"] < epoch]
-        path.write_text("".join(line + "\n" for line in kept))
-
-    def add(self, epoch: int, step: int, lr: float, batch: Batch, forget: Tensor, retain: Tensor) -> None:
-        """Adds one step; every rank must call it at the same steps, since a logged one is summed over workers."""
-        self.steps_done += 1
-        counts = torch.tensor([len(batch.forget), len(batch.retain)], dtype=torch.float64, device=self.sums.device)
-        self.sums += torch.cat([torch.stack([forget, retain]).double(), counts])
-        if (step + 1) % self.every and step + 1 != self.steps:
-            return
-        if self.context.world > 1:
-            distributed.all_reduce(self.sums)
-        forget_sum, retain_sum, n_forget, n_retain = self.sums.tolist()
-        self.sums.zero_()
-        if self.context.rank != 0:
-            return
-        losses = [forget_sum / n_forget if n_forget else None, retain_sum / n_retain if n_retain else None]
-        line = {
-            "epoch": epoch,
-            "step": step + 1,
-            "steps": self.steps,
-            "epochs": self.context.train.epochs,
-            "loss": sum(v for v in losses if v is not None),
-            "loss_forget": losses[0],
-            "loss_retain": losses[1],
-            "lr": lr,
-            "images": int(n_forget + n_retain),
-            "seconds": round(time.monotonic() - self.start, 3),
-        }
-        with self.context.history.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    def _restore(self, folder: Path, log: History) -> Tensor | None:
+        """Engine and log as in a checkpoint; what rank 0 knows of the forget rows that its epoch has seen."""
+        world = checkpoints.world_of(folder)
+        lost = self.engine.load(folder, world)
+        epoch, step = checkpoints.progress_of(folder).next
+        self.say(resumed={"epoch": epoch, "step": step, "workers": world, "fresh_optimizer": lost})
+        if self.rank or not (folder / FIT_FILE).is_file():
+            return None
+        with np.load(folder / FIT_FILE) as kept:
+            log.restore(torch.from_numpy(kept["sums"]), float(kept["seconds"]))
+            return torch.from_numpy(kept["times"]) if len(kept["times"]) else None

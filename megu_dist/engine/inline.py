@@ -29,7 +29,7 @@ def fit_here(job: TrainJob, checkpoint_root: Path) -> dict[str, Any]:
     import torch
 
     checkpoint_root.mkdir(parents=True, exist_ok=True)
-    resume = checkpoints.newest(checkpoint_root, 1) if job.settings.run.resume else None
+    resume = checkpoints.newest(checkpoint_root) if job.settings.run.resume else None
     history = Path(job.history)
     if resume is None:
         history.unlink(missing_ok=True)
@@ -41,7 +41,8 @@ def fit_here(job: TrainJob, checkpoint_root: Path) -> dict[str, Any]:
         attempt.mkdir(exist_ok=True)
         shutil.copytree(folder, attempt / f".{name}")
         (attempt / f".{name}").rename(attempt / name)
-        for old in sorted(attempt.glob(f"{checkpoints.PREFIX}*"))[:-KEPT]:
+        made = attempt.glob(f"{checkpoints.PREFIX}*")
+        for old in sorted(made, key=lambda path: checkpoints.progress_of(path).order)[:-KEPT]:
             shutil.rmtree(old)
 
     device = torch.device("cuda" if job.settings.train.use_gpu else "cpu")

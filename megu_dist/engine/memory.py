@@ -32,6 +32,7 @@ class Step:
     images: int
     activations: int  # bytes that the backward pass needs, beside the parameters
     flops: int  # of the forward pass
+    trained: int | None = None  # parameters that are; none: all of them
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def measure(build: Callable[[], nn.Module], shape: tuple[int, ...], images: int,
     from torch.autograd.graph import saved_tensors_hooks
     from torch.utils.flop_counter import FlopCounterMode
 
+    from megu_dist.engine import trainable
+
     saved: dict[int, int] = {}
 
     def keep(tensor: Any) -> Any:
@@ -64,7 +67,7 @@ def measure(build: Callable[[], nn.Module], shape: tuple[int, ...], images: int,
         return tensor
 
     with torch.device("meta"):
-        model = build().train()
+        model = trainable.add_low_rank(trainable.freeze(build().train(), train), train, 0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")  # as fake tensors, which autocast takes for real ones
         if train.gradient_checkpointing:
@@ -77,24 +80,26 @@ def measure(build: Callable[[], nn.Module], shape: tuple[int, ...], images: int,
         bytes_saved = sum(size for key, size in saved.items() if key not in own)
         del output
     sizes = [sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()]
-    return Step(sum(sizes), max(sizes), images, bytes_saved, counter.get_total_flops())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Step(sum(sizes), max(sizes), images, bytes_saved, counter.get_total_flops(), trained)
 
 
 def memory(step: Step, train: TrainSettings, zero_stage: int, offload: str) -> Memory:
     """What a worker holds while it trains with ``train.num_workers`` workers."""
-    world, count = train.num_workers, step.parameters * FP32
+    world, every = train.num_workers, step.parameters * FP32
+    trained = every if step.trained is None else step.trained * FP32
 
-    def share(stage: int) -> int:
-        """All of the parameters' size, or a worker's part where ZeRO of at least ``stage`` shards it."""
-        return count // world if zero_stage >= stage else count
+    def share(stage: int, size: int) -> int:
+        """The whole size, or a worker's part where ZeRO of at least ``stage`` shards it."""
+        return size // world if zero_stage >= stage else size
 
-    states = STATES[train.optimizer] * share(1) + (share(1) if zero_stage else 0)
-    weights = share(3) + (FP32 * step.largest if zero_stage == 3 else 0)
+    states = STATES[train.optimizer] * share(1, trained) + (share(1, trained) if zero_stage else 0)
+    weights = share(3, every) + (FP32 * step.largest if zero_stage == 3 else 0)
     if offload == "parameters":
         weights = FP32 * step.largest
     if offload != "none":
         states = 0
-    return Memory(weights, share(2), states, step.activations)
+    return Memory(weights, share(2, trained), states, step.activations)
 
 
 def forecast(
@@ -124,8 +129,10 @@ def forecast(
     tuning = epoch * train.epochs * one * (4 if train.gradient_checkpointing else 3)
     noise = forget * one * (1 + 2 * perturb.steps * (perturb.draws + 1)) if perturbed else 0.0
     hours = (tuning + noise) / (PEAK * SHARE) / 3600
+    some = step.trained not in (None, step.parameters)
+    of_them = f", {(step.trained or 0) / 1e6:,.1f} M of them trained" if some else ""
     return [
-        ("parameters", f"{step.parameters / 1e6:,.1f} M"),
+        ("parameters", f"{step.parameters / 1e6:,.1f} M" + of_them),
         ("memory per worker", f"{_gib(held.total)} GiB: {parts} ({step.images} images a pass); buckets and workspaces apart"),
         ("fine-tuning", f"{train.epochs} × {steps:,} steps, {train.epochs * epoch:,} images, workers: {train.num_workers}"),
         ("operations", f"{tuning / 1e15:,.3g} PFLOP of fine-tuning, {noise / 1e15:,.3g} of noise: {hours:,.3g} GPU hours "

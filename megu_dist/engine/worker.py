@@ -70,6 +70,7 @@ def work(job: TrainJob, place: Place) -> dict[str, Any] | None:
 
     from megu_dist.engine.base import set_threads
     from megu_dist.engine.context import Context
+    from megu_dist.engine.trainable import freeze
 
     rank, world, device = place.rank, place.world, place.device
     set_threads(job.settings.train.threads, place.local_world)
@@ -91,7 +92,7 @@ def work(job: TrainJob, place: Place) -> dict[str, Any] | None:
     method = lookup("method", job.settings.method.name).target(job.settings.method)
     forget, retain = _rows(job, method.needs_perturbed)
     try:
-        model = method.unlearn(context, _model(job), forget, retain)
+        model = method.unlearn(context, freeze(_model(job), job.settings.train), forget, retain)
     except Exception:
         traceback.print_exc()  # Ray Train reports one rank's error; the log keeps every rank's
         raise

@@ -19,11 +19,13 @@ class Method(Protocol):
 
     ``needs_perturbed``: its forget rows come from the perturb stage, else from the source. ``whole_weights``: it reads
     or edits weights one by one, so it cannot run with parameters sharded over workers (engine.zero_stage=3).
+    ``low_rank``: it can train low-rank updates (train.trainable=lora); methods that pick or edit single weights cannot.
     ``scenarios``: the forget scenarios that it is defined for; empty for all.
     """
 
     needs_perturbed: ClassVar[bool] = False
     whole_weights: ClassVar[bool] = False
+    low_rank: ClassVar[bool] = True
     scenarios: ClassVar[tuple[str, ...]] = ()
     search: ClassVar[Space] = {}
 

@@ -33,6 +33,7 @@ class L1Sparse(Method):
     """Fine-tuning on retained images with an ℓ1 penalty that fades."""
 
     whole_weights: ClassVar[bool] = True
+    low_rank: ClassVar[bool] = False
     search: ClassVar[Space] = {"train.lr": ("log", 1e-3, 1e-1), "method.gamma": ("log", 1e-5, 1e-3)}
 
     def __init__(self, settings: L1SparseSettings) -> None:

@@ -35,6 +35,7 @@ class SalUn(RandomLabel):
     """Random labels on the salient half of the weights."""
 
     whole_weights: ClassVar[bool] = True
+    low_rank: ClassVar[bool] = False
     search: ClassVar[Space] = {**RandomLabel.search, "method.saliency": ("choice", 0.3, 0.5, 0.7)}
 
     def __init__(self, settings: SalUnSettings) -> None:

@@ -36,6 +36,7 @@ class Ssd(Method):
     """Dampens the weights that matter to forget images more than to all images."""
 
     whole_weights: ClassVar[bool] = True
+    low_rank: ClassVar[bool] = False
     search: ClassVar[Space] = {"method.alpha": ("log", 1.0, 100.0), "method.dampening": ("log", 0.05, 2.0)}
 
     def __init__(self, settings: SsdSettings) -> None:

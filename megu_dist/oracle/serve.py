@@ -122,14 +122,21 @@ def deploy(settings: OracleSettings, name: str) -> Any:
     Raises :class:`UserError` with what the replica said where none comes up. The failed application is left.
     """
     from ray import serve
+    from ray.exceptions import ActorDiedError
 
-    try:
-        return serve.run(application(settings), name=name, route_prefix=None)
-    except RuntimeError as error:  # says only that there was an error; the deployment's status holds the traceback
-        failed = serve.status().applications.get(name)
-        told = "\n".join(one.message for one in failed.deployments.values()) if failed else ""
-        told = told.strip() or str(error)
-        raise UserError(f"the oracle {settings.name!r} does not start: {_last_words(told)}") from None
+    for attempt in range(RETRIES + 1):
+        try:
+            return serve.run(application(settings), name=name, route_prefix=None)
+        except RuntimeError as error:  # says only that there was an error; the deployment's status holds the traceback
+            failed = serve.status().applications.get(name)
+            told = "\n".join(one.message for one in failed.deployments.values()) if failed else ""
+            told = told.strip() or str(error)
+        # Serve counts a replica that went down with its node, or was sent to a node not yet known to be dead, as one
+        # that cannot start.
+        if ActorDiedError.__name__ not in told or attempt == RETRIES:
+            break
+        serve.delete(name)
+    raise UserError(f"the oracle {settings.name!r} does not start: {_last_words(told)}")
 
 
 def _last_words(traceback: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -235,7 +235,7 @@ class Worker:
 
     folder: str
     world: int
-    scenario: str = "run_all"
+    scenario: str | Callable[[int, int], Any] = "run_all"  # a function of this module, or of another
 
     def __call__(self, rank: int) -> None:
         torch.set_num_threads(1)
@@ -251,12 +251,15 @@ class Worker:
             world_size=self.world,
             timeout=timedelta(seconds=60),
         )
-        torch.save(globals()[self.scenario](rank, self.world), f"{self.folder}/rank-{rank}.pt")
+        run = globals()[self.scenario] if isinstance(self.scenario, str) else self.scenario
+        torch.save(run(rank, self.world), f"{self.folder}/rank-{rank}.pt")
         distributed.barrier()
         distributed.destroy_process_group()
 
 
-def launch(folder: Path, world: int = WORLD, scenario: str = "run_all") -> list[dict[str, Any]]:
+def launch(
+    folder: Path, world: int = WORLD, scenario: str | Callable[[int, int], Any] = "run_all"
+) -> list[dict[str, Any]]:
     """What each rank saved."""
     torch.multiprocessing.spawn(Worker(str(folder), world, scenario), nprocs=world)
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(world)]

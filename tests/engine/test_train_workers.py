@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file
 from megu_dist.config.compose import load
 from megu_dist.config.registry import lookup
 from megu_dist.data.base import Source
-from megu_dist.engine.launch import check_resources, fit
+from megu_dist.engine.launch import check_resources, check_workers, fit
 from megu_dist.engine.worker import TrainJob
 from megu_dist.errors import UserError
 
@@ -91,8 +92,47 @@ def test_a_transformer_on_two_deepspeed_workers(digits: Source, tmp_path: Path) 
     assert np.mean(losses[-8:]) < np.mean(losses[:8])
 
 
+def test_one_worker_ends_what_two_began(digits: Source, tmp_path: Path) -> None:
+    """The newest checkpoint is one of two workers, in the middle of an epoch; a part of it that is cut off is passed over."""
+    words = [*NET, "engine=ddp", "train.epochs=2", "train.checkpoint_steps=8"]
+    whole = run(digits, tmp_path, [*words, "train.num_workers=2"])
+    root = tmp_path / "checkpoints"
+    kept = sorted(path.name for path in root.glob("*/epoch-*"))
+    assert kept == ["epoch-00001-of-2", "epoch-00001-step-0000019-of-2"]
+    (next(root.glob("*/epoch-00001-of-2")) / "state.pt").unlink()
+    shutil.rmtree(tmp_path / "out")
+    again = run(digits, tmp_path, [*words, "train.num_workers=1"])
+    assert again[0]["world_size"] == 1
+    assert again[0]["resumed"] == {"epoch": 1, "step": 19, "workers": 2, "fresh_optimizer": None}
+    assert distance(whole[1], again[1]) < 1e-4
+    assert [(line["epoch"], line["step"], line["images"]) for line in whole[2]] == [
+        (line["epoch"], line["step"], line["images"]) for line in again[2]
+    ]
+    for a, b in zip(whole[2], again[2], strict=True):
+        assert a["loss_retain"] == pytest.approx(b["loss_retain"], abs=1e-4)
+
+
+def test_fewer_workers_start_where_no_more_can_be_placed(digits: Source, tmp_path: Path) -> None:
+    """Three are asked for, and two can be had; one CPU at least is left to the tasks that read."""
+    import ray
+
+    cpus = int((ray.cluster_resources()["CPU"] - 1) // 2)
+    words = [*NET, "engine=ddp", "train.epochs=1", f"train.num_cpus={cpus}", "train.num_workers=3"]
+    with pytest.raises(UserError, match=r"train\.num_workers=3 needs"):
+        check_workers(load(words).settings.train)
+    elastic = [*words, "train.min_workers=1"]
+    assert check_workers(load(elastic).settings.train) == (1, 2)
+    assert check_workers(load([*elastic, "train.num_cpus=0.5"]).settings.train) == (1, 3)
+    result, weights, history = run(digits, tmp_path, elastic)
+    assert result["world_size"] == 2
+    assert history[-1]["step"] == history[-1]["steps"] == 21
+    assert all(np.isfinite(value).all() for value in weights.values())
+
+
 def test_more_workers_than_the_cluster_holds_are_refused() -> None:
     with pytest.raises(UserError, match=r"train\.num_workers=999 needs 999 CPUs"):
         check_resources(999, 1.0, False)
+    with pytest.raises(UserError, match=r"train\.min_workers=998 needs"):
+        check_resources(998, 1.0, False, "train.min_workers")
     with pytest.raises(UserError, match=r"GPUs.*train\.use_gpu=false"):
         check_resources(1, 0.5, True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from megu_dist.config.registry import register
 from megu_dist.config.schema import EngineSettings, TrainSettings
-from megu_dist.engine.base import autocast, make_optimizer
+from megu_dist.engine.base import autocast, make_optimizer, set_rate
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +58,7 @@ class DdpEngine:
             return
         if self.train.clip_grad_norm > 0:
             clip_grad_norm_(self.model.parameters(), self.train.clip_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -71,12 +70,13 @@ class DdpEngine:
                 {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "state.pt"
             )
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, world: int | None = None) -> str | None:  # every worker has the same state
         import torch
 
         state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        return None
 
     def state_dict(self) -> dict[str, Tensor] | None:
         import torch

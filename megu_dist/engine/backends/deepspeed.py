@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from megu_dist.config.registry import register
 from megu_dist.config.schema import EngineSettings, TrainSettings
-from megu_dist.engine.base import make_optimizer, resolve_precision
+from megu_dist.engine.backends import zero_state
+from megu_dist.engine.base import make_optimizer, resolve_precision, set_rate
 
 if TYPE_CHECKING:
     import torch
@@ -90,17 +91,21 @@ class DeepSpeedEngine:
 
     def step(self, loss: Tensor, lr: float, last: bool = True) -> None:
         self.engine.backward(loss * self.passes)  # DeepSpeed divides by their number
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.engine.step()
 
     def save(self, folder: Path) -> None:
         self.engine.save_checkpoint(str(folder), tag=TAG)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, world: int | None = None) -> str | None:
+        import torch
+
+        if self.settings.zero_stage > 0 and world not in (None, torch.distributed.get_world_size()):
+            return zero_state.restore(self.engine, folder / TAG)
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+        return None
 
     def state_dict(self) -> dict[str, Tensor] | None:
         import deepspeed

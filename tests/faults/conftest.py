@@ -1,0 +1,57 @@
+"""A tiny trained classifier, the request that all disturbed runs share, and what an undisturbed run comes to."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import disturb
+import pytest
+
+from megu_dist import pipeline as stages
+from megu_dist.config.compose import load
+from megu_dist.data.stream import in_this_process
+from megu_dist.progress import Reporter
+
+NET = ["model.width=8", "model.stage_blocks=[1,1]", "model.num_channels=1", "model.image_size=8"]
+LEARN = ["train=scratch", "train.epochs=6", "train.lr=0.1", "train.batch_size=32", "train.precision=fp32", "engine=ddp"]
+TUNING = ["train.epochs=4", "train.lr=0.02", "train.batch_size=64", "train.precision=fp32", "train.threads=1"]
+REQUEST = ["forget.classes=[three]", "perturb.steps=40", "perturb.draws=2", "oracle.pairs_per_request=1"]
+
+
+@pytest.fixture(scope="session")
+def classifier(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small classifier of the digits, trained in this process."""
+    folder = tmp_path_factory.mktemp("classifier")
+    settings = load(["data=digits", f"data.cache_dir={cache_dir}", *NET, *LEARN]).settings
+    with in_this_process():
+        pipeline = stages.Pipeline(settings, folder, Reporter(io.StringIO()))
+        with pipeline.store.locked():
+            stages.train(pipeline)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def request_words(classifier: Path, cache_dir: Path) -> list[str]:
+    """The request, with one worker."""
+    data = ["data=digits", f"data.cache_dir={cache_dir}", f"model.path={classifier}"]
+    return ["unlearn", *data, *REQUEST, *TUNING, "engine=ddp", "oracle=embedding"]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(request_words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The numbers of a run with one worker that nothing happens to."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    with disturb.command(request_words, root, "run") as run:
+        found = run.finish()
+    disturb.gone(run.mark)
+    assert not disturb.leftovers(root, run.folder)
+    return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Young tests, nightly for now: they have not been timed together with the rest."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
