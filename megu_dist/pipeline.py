@@ -89,6 +89,13 @@ class Pipeline:
         """Whether the method learns from the perturb stage's images."""
         return bool(lookup("method", self.settings.method.name).target.needs_perturbed)
 
+    @property
+    def noise(self) -> str:
+        """Which noise the perturb stage makes."""
+        if self.settings.perturb.noise != "auto":
+            return self.settings.perturb.noise
+        return str(lookup("method", self.settings.method.name).target(self.settings.method).noise())
+
     def check_method(self) -> None:
         """Whether the method can do what is asked of it."""
         check_method(self.settings)
@@ -310,7 +317,8 @@ class Pipeline:
 
         s = self.settings
         inputs = {"split": split_key, "model": model.fingerprint(), "oracle": oracle.key, "seed": s.seed.unlearn}
-        inputs["perturb"] = _keyed(s.perturb)
+        settings = replace(s.perturb, noise=self.noise)
+        inputs["perturb"] = _keyed(settings)
         transition = Transition.from_json(json.loads((self.folder / "transition.json").read_text()))
 
         def work(out: Path) -> dict[str, Any]:
@@ -321,7 +329,7 @@ class Pipeline:
                 model,
                 transition,
                 self.classes,
-                s.perturb,
+                settings,
                 s.seed.unlearn,
                 actors,
                 out / "perturbed",

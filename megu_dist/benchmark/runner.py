@@ -184,7 +184,8 @@ class CellRunner:
         inputs: dict[str, Any] = {"data": pipeline.source.fingerprint(), "forget": asdict(s.forget)}
         inputs |= {"seed": s.seed.unlearn, "needs": pipeline.needs_perturbed}
         if pipeline.needs_perturbed:
-            inputs |= {"oracle": asdict(s.oracle), "perturb": asdict(s.perturb), "model": original.fingerprint()}
+            made = {"perturb": asdict(s.perturb) | {"noise": pipeline.noise}}
+            inputs |= {"oracle": asdict(s.oracle), "model": original.fingerprint()} | made
         folder = self.folder / "shared" / content_key(inputs)[:16]
         folder.mkdir(parents=True, exist_ok=True)
         with waiting_lock(folder / ".prepare"):

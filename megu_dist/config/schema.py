@@ -16,7 +16,7 @@ EXECUTION_ONLY = {"num_actors", "num_gpus", "num_cpus", "num_replicas", "max_rep
                   "request_timeout_s", "device_map", "reuse_prefix", "checkpoint_steps", "min_workers"}  # fmt: skip
 
 # Settings younger than many a run: at these values they are no part of a content key, so that those runs still count.
-YOUNGER = {"trainable": "all", "last_blocks": 1, "lora_rank": 16, "layer_decay": 1.0}
+YOUNGER = {"trainable": "all", "last_blocks": 1, "lora_rank": 16, "layer_decay": 1.0, "noise": "both"}
 
 
 def keyed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +121,7 @@ class PerturbSettings:
     kappa: float = 1.0  # exponent of the original model's own probabilities
     epsilon: float = 4 / 255  # bound of the noise, pixel units
     steps: int = 3  # projected sign-gradient steps
+    noise: str = "auto"  # auto | both | positive | negative | none; auto: what the method's strengths make use of
     precision: str = "auto"  # of the noise's gradients: auto | fp32 | bf16 (autocast where the device is made for it)
     batch_size: int = 256
     num_actors: int = 0  # 0: one per GPU, or one per 8 CPUs

@@ -18,6 +18,7 @@ CHOICES = {
     "train.augment": ["none", "flip", "crop_flip"],
     "train.precision": ["auto", "fp32", "bf16"],
     "perturb.precision": ["auto", "fp32", "bf16"],
+    "perturb.noise": ["auto", "both", "positive", "negative", "none"],
     "train.batch_norm": ["sync", "local", "frozen"],
     "train.stop": ["fixed", "calibrated"],
     "oracle.on_degenerate": ["stop", "fallback", "keep"],
@@ -198,6 +199,11 @@ def check_method(settings: MeguSettings) -> None:
         raise UserError(
             f"method={settings.method.name} reads whole weights, which engine.zero_stage=3 shards: "
             "use engine.zero_stage=2 or less"
+        )
+    made, used = settings.perturb.noise, method(settings.method).noise() if method.needs_perturbed else "none"
+    if made not in ("auto", "both", used) and used != "none":
+        raise UserError(
+            f"perturb.noise={made}: this method.alpha and method.beta make use of {used}; use auto or {used}"
         )
     if settings.train.trainable == "lora" and not method.low_rank:
         raise UserError(

@@ -136,9 +136,9 @@ class PerturbedReader:
     augment: Augment | None = None
 
     def __call__(self, batch: Arrays) -> Arrays:
-        """{row: (N,) positions} → image uint8, noise int8 (N, C, H, W), label, perturbing_label (N,)."""
+        """{row: (N,) positions} → image uint8, noise int8 where made (N, C, H, W), label, perturbing_label (N,)."""
         out = self.store.gather(np.asarray(batch["row"]), self.draw)
         if self.augment is not None:
-            names = ["image", "noise_pos", "noise_neg"]
+            names = ["image", *self.store.noise]
             out.update(zip(names, self.augment(out["row"], [out[name] for name in names]), strict=True))
         return out

@@ -126,10 +126,10 @@ def _strip(results: RunResults, images: int) -> Iterator[tuple[str, str, str, st
     alpha, beta = results.noise_strengths
     caption = (
         "Each column is a forgotten image with its label → the label it is tuned towards. N⁺ strengthens the features "
-        "shared with the new label, N⁻ weakens those of the old one; both are magnified, gray is zero. "
+        "shared with the new label, N⁻ weakens those of the old one; both (where made) are magnified, gray is zero. "
         f"Below: clip(x + {alpha:g}·N⁺ + {beta:g}·N⁻), what the model is tuned on."
     )
-    alt = f"{len(samples)} forgotten images in columns, with both noises and the perturbed image below each."
+    alt = f"{len(samples)} forgotten images in columns, with the noise and the perturbed image below each."
     figure = figures.perturbed_strip(samples, results.metrics.class_names, alpha, beta)
     yield "perturbed", "Perturbed images", caption, alt, figure
 
