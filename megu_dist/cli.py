@@ -36,6 +36,7 @@ class Verb:
     examples: str
     defaults: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()  # words without "=" that the verb understands
+    flags: tuple[str, ...] = ()  # options that the verb understands
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,13 +84,14 @@ def _dispatch(words: list[str]) -> int:
             f"megu {name}: {verb.summary}\n\nExamples:\n{verb.examples}\n{OPTIONS}\nAll keys: megu show-config {name}"
         )
         return 0
-    rest, config_dir = _take_option(rest, "--config-dir")
+    flags = [word for word in rest if word in verb.flags]
+    rest, config_dir = _take_option([word for word in rest if word not in flags], "--config-dir")
     taken = [word for word in rest if "=" not in word][: len(verb.takes)]
     composed = load([word for word in rest if word not in taken], verb.defaults, config_dir)
     if show:
         print(composed.yaml, end="")
         return 0
-    return _run(name, verb, composed, taken)
+    return _run(name, verb, composed, [*taken, *flags])
 
 
 def _take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
@@ -299,6 +301,36 @@ def _benchmark(composed: Composed, folder: Path) -> None:
         )
 
 
+def _sweep(composed: Composed, folder: Path, resume: str = "") -> None:
+    from rich.console import Console
+
+    from megu_dist.progress import Reporter, chatter_to
+    from megu_dist.raysession import ray_session
+    from megu_dist.store import ArtefactStore, write_text
+    from megu_dist.tune import page, study
+    from megu_dist.tune.outcome import outcome
+
+    if resume and not (folder / study.STATE).is_file():
+        raise UserError(f"--resume: there is no sweep in {folder}; leave --resume out to begin one")
+    with ArtefactStore(folder).locked():
+        space = study.check(composed)
+        with chatter_to(folder / "log.txt") as terminal:
+            write_text(folder / "config.yaml", composed.yaml)
+            with ray_session(composed.settings):
+                rows = study.run(composed, space, folder, Reporter(terminal))
+    found = outcome(rows, space)
+    page.write(found, space, composed, folder)
+    Console().print(page.terminal(found))
+    failed = found.rows[found.rows["status"] == "failed"].drop_duplicates("trial")
+    for words, error in failed[["words", "error"]].itertuples(index=False):
+        print(f"failed: {words}: {error}")
+    print(f"trials:      {folder / 'sweep.parquet'}\nreport:      {folder / 'report.html'}")
+    if found.best is not None:
+        print(f"recommended: {folder / 'experiment' / 'recommended.yaml'}")
+    if len(failed):
+        raise UserError(f"{len(failed)} settings have no result; run the same command again to try them once more")
+
+
 def _oracle(composed: Composed, folder: Path) -> None:
     from megu_dist import pipeline as stages
 
@@ -462,6 +494,16 @@ VERBS: dict[str, Verb] = {
         "  megu benchmark experiment=benchmark_digits\n"
         "  megu benchmark experiment=benchmark_small data.path=DIR/cifar10 run.name=small\n"
         "  megu benchmark experiment=benchmark_small 'benchmark.methods=[megu,scrub]' 'benchmark.seeds=[0]'",
+    ),
+    "sweep": Verb(
+        _sweep,
+        "try many settings of an unlearning on validation images: sensitivity report, best setting",
+        "  megu sweep experiment=sensitivity_noise model.path=runs/original/model\n"
+        "  megu sweep … 'sweep.space.method.alpha=[0,0.5,1]' 'sweep.space.perturb.tau=[1,2,4]' 'sweep.seeds=[0,1,2]'\n"
+        "  megu sweep … sweep.search=optuna sweep.trials=40 'sweep.space.train.lr={low: 0.001, high: 0.05, log: true}'\n"
+        "  megu sweep … sweep.search=random sweep.scheduler=asha train.epochs=4\n"
+        "  megu sweep … --resume   (goes on; finished settings are never tried again, with or without it)",
+        flags=("--resume",),
     ),
     "oracle": Verb(
         _oracle,

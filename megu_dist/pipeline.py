@@ -339,8 +339,20 @@ class Pipeline:
 
         return self._stage("perturb", inputs, ["perturbed"], len(split.rows), "images", work)
 
-    def finetune(self, split: Split, split_key: str, model: Checkpoint | None, perturbed: Record | None) -> Record:
-        """``model/`` and ``history.jsonl``; with ``model`` None, training from random weights on the retain rows."""
+    def finetune(
+        self,
+        split: Split,
+        split_key: str,
+        model: Checkpoint | None,
+        perturbed: Record | None,
+        until: int | None = None,
+        start: Path | None = None,
+    ) -> Record:
+        """``model/`` and ``history.jsonl``; with ``model`` None, training from random weights on the retain rows.
+
+        ``until``: stop after so many epochs of the schedule; a later call goes on from there. ``start``: a checkpoint to go
+        on from where this fit has none of its own.
+        """
         from megu_dist.data import plan
         from megu_dist.engine.launch import fit
         from megu_dist.engine.worker import TrainJob
@@ -359,6 +371,10 @@ class Pipeline:
         kept = len(plan.complement(self.source.num_rows("train"), split.rows))
         per_epoch = min(kept, s.train.retain_per_epoch or kept) + (len(split.rows) if perturbed else 0)
         key = content_key(inputs)
+        if until is not None:
+            inputs["until"] = until  # of the stage, and not of its checkpoints
+        if start is not None:
+            inputs["start"] = str(start)
 
         def progress(line: dict[str, Any]) -> None:
             self.reporter.update(round((line["epoch"] + line["step"] / line["steps"]) * per_epoch))
@@ -375,6 +391,8 @@ class Pipeline:
                 history=str(self.folder / "checkpoints" / key[:12] / "history.jsonl"),
                 model_folder=None if model is None else str(model.folder),
                 perturbed=None if perturbed is None else str(self.folder / "perturbed"),
+                until=until,
+                resume=None if start is None else str(start),
                 forget_classes=tuple(self.classes) if s.forget.scenario == "class" else (),
             )
             result = fit(job, self.folder / "checkpoints" / key[:12], progress)

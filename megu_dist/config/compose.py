@@ -20,7 +20,12 @@ from megu_dist.config.registry import KINDS, components
 from megu_dist.config.schema import MeguSettings
 from megu_dist.errors import UserError, nearest
 
-FREE = ("model.config", "oracle.members", "benchmark.groups")  # their own keys are checked by those who read them
+FREE = (
+    "model.config",
+    "oracle.members",
+    "benchmark.groups",
+    "sweep.space",
+)  # their own keys are checked by those who read them
 GROUPS = [kind for kind in KINDS if kind != "metric"]  # a metric has no settings of its own
 
 

@@ -227,6 +227,25 @@ class BenchmarkSettings:
 
 
 @dataclass(kw_only=True)
+class SweepSettings:
+    """What `megu sweep` tries. ``space`` maps keys to a list of values, or to low and high with ``log`` or ``int`` true."""
+
+    space: dict[str, Any] = field(default_factory=dict)
+    search: str = "grid"  # grid | random | optuna
+    trials: int = 20  # settings that random and optuna try
+    seeds: list[int] = field(default_factory=lambda: [0])  # s_u and s_e; each setting is tried with each of them
+    scheduler: str = "none"  # none | asha | pbt; they look at a trial after each epoch
+    objectives: list[str] = field(default_factory=list)  # none: score, or with optuna forget_gap, retain_gap, seconds
+    search_seed: int = 0  # of what random and optuna draw
+    runners: int = 0  # trials at a time; 0: one per GPU share, or one per core; fewer where workers need the room
+    num_gpus: float = 0.0  # of a trial that trains in its own process; with several workers see train.use_gpu
+    retries: int = 1  # of a trial that fails
+    decode_gb: float = 4.0  # data sets up to this size are decoded once
+    loggers: list[str] = field(default_factory=list)  # tensorboard | mlflow | wandb
+    mlflow_uri: str | None = None  # tracking server or folder; none: <run folder>/mlruns
+
+
+@dataclass(kw_only=True)
 class RunSettings:
     """Where results go and which Ray cluster does the work."""
 
@@ -265,4 +284,5 @@ class MeguSettings:
     report: ReportSettings = field(default_factory=ReportSettings)
     analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
     benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
     exclude_forget: bool = False  # train: leave the forget set out (the retrained reference)

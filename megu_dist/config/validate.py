@@ -24,6 +24,8 @@ CHOICES = {
     "oracle.on_degenerate": ["stop", "fallback", "keep"],
     "evaluate.split": ["test", "validation"],
     "analyze.map": ["pca", "umap"],
+    "sweep.search": ["grid", "random", "optuna"],
+    "sweep.scheduler": ["none", "asha", "pbt"],
 }
 
 OFFLOAD = {"none": (0, 1, 2, 3), "optimizer": (1, 2, 3), "parameters": (3,)}  # ZeRO stages that can
@@ -86,6 +88,11 @@ RANGES: dict[str, _Rule] = {
     "train.checkpoint_steps": AT_LEAST_ONE,
     "train.shuffle_window": AT_LEAST_ONE,
     "train.retain_per_epoch": AT_LEAST_ONE,
+    "sweep.trials": AT_LEAST_ONE,
+    "sweep.runners": NOT_NEGATIVE,
+    "sweep.num_gpus": NOT_NEGATIVE,
+    "sweep.retries": NOT_NEGATIVE,
+    "sweep.decode_gb": NOT_NEGATIVE,
     "method.alpha": NOT_NEGATIVE,
     "method.beta": NOT_NEGATIVE,
     "method.lambda_forget": NOT_NEGATIVE,

@@ -54,6 +54,7 @@ class Context:
     calibrator: Calibrator | None = None
     resume: Path | None = None
     report: Callable[[dict[str, Any], Path | None, str], None] | None = None
+    until: int | None = None  # epochs after which to stop, though the schedule has more
     forget_classes: tuple[int, ...] = ()  # classes that are forgotten as a whole
     result: FitResult | None = field(default=None, init=False)
     told: dict[str, Any] = field(default_factory=dict, init=False)  # what a method says of itself
@@ -119,7 +120,8 @@ class Context:
         seen = None if self.resume is None else checkpoints.progress_of(self.resume)
         start = (0, 0) if seen is None else seen.next
         stopped = "fixed" if seen is None else seen.stopped
-        first_epoch, end = start[0], start[0] if stopped == "calibrated" else self.train.epochs
+        first_epoch = start[0]
+        end = first_epoch if stopped == "calibrated" else min(self.train.epochs, self.until or self.train.epochs)
         if first_epoch < end:
             batches = self._batches(*start, steps, forget, retain)  # read while the engine is set up
         model = trainable.add_low_rank(model, self.train, self.seed)

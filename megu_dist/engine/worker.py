@@ -32,6 +32,7 @@ class TrainJob:
     model_folder: str | None  # the checkpoint to start from; none: random weights
     perturbed: str | None  # folder of the perturb stage, for methods that need it
     resume: str | None = None
+    until: int | None = None  # epochs after which to stop, though the schedule has more
     forget_classes: tuple[int, ...] = ()
 
 
@@ -87,6 +88,7 @@ def work(job: TrainJob, place: Place) -> dict[str, Any] | None:
         calibrator=_calibrator(job, device, rank, world),
         resume=place.resume,
         report=place.report,
+        until=job.until,
         forget_classes=job.forget_classes,
     )
     method = lookup("method", job.settings.method.name).target(job.settings.method)

@@ -51,8 +51,8 @@ def write_report(run_dir: Path, out_dir: Path, compare: Sequence[Path] = (), ima
     analysis = Analysis.load(results.metrics.run_dir)
     if analysis is not None and not analysis.is_of(results.metrics.run_dir):
         analysis = None  # of an earlier model
-    pictures = _draw(_figures(results, images), folder)
-    more = [] if analysis is None else _draw(analysis.figures(), folder)
+    pictures = draw(_figures(results, images), folder)
+    more = [] if analysis is None else draw(analysis.figures(), folder)
     page = out_dir / "report.html"
     page.write_text(_html(results, others, pictures, analysis, more), encoding="utf-8")
     return page
@@ -69,7 +69,7 @@ def load_compared(metrics: RunMetrics, compare: Sequence[Path]) -> list[RunMetri
     return others
 
 
-def _draw(figures: Iterator[tuple[str, str, str, str, Figure]], folder: Path) -> list[Picture]:
+def draw(figures: Iterator[tuple[str, str, str, str, Figure]], folder: Path) -> list[Picture]:
     """Every figure the run has data for, saved and ready for the page."""
     from megu_dist.report.style import house_style, png_bytes
 
@@ -176,6 +176,16 @@ def _timing_caption(metrics: RunMetrics) -> str:
     return caption or "Seconds per stage."
 
 
+def fill_page(package: str, template: str, **values: Any) -> str:
+    """A page from the template in ``package``, escaped, with the style that all pages share as ``css``."""
+    from jinja2 import Environment, StrictUndefined
+
+    css = files("megu_dist.report").joinpath("page.css").read_text(encoding="utf-8")
+    source = files(package).joinpath(template).read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(css=css, **values)
+
+
 def _html(
     results: RunResults,
     others: Sequence[RunMetrics],
@@ -183,12 +193,10 @@ def _html(
     analysis: Analysis | None,
     analysed: Sequence[Picture],
 ) -> str:
-    from jinja2 import Environment, StrictUndefined
-
     metrics = results.metrics
-    source = files("megu_dist.report").joinpath("template.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(
+    return fill_page(
+        "megu_dist.report",
+        "template.html.j2",
         metrics=metrics,
         forgotten=wording.forgotten_name(metrics),
         verdict=wording.verdict(metrics),
