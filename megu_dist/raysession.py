@@ -60,6 +60,7 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
         needed = int(train.num_workers * train.num_cpus + settings.oracle.num_replicas * settings.oracle.num_cpus) + 4
         os.environ[LOCAL_TASKS] = worker_env["env_vars"][LOCAL_TASKS] = str(len(os.sched_getaffinity(0)))
         ray.init(
+            address="local",  # also where somebody's cluster runs on this machine
             num_cpus=max(run.logical_cpus, needed),
             object_store_memory=int(run.object_store_gb * 2**30),
             include_dashboard=False,

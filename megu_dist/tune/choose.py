@@ -76,19 +76,21 @@ def param_space(sweep: SweepSettings, space: Sequence[Dimension]) -> dict[str, A
     return {dimension.key: dimension.domain() for dimension in space}
 
 
-def searcher(sweep: SweepSettings) -> Any:
-    """The search algorithm."""
+def searcher(sweep: SweepSettings, concurrent: int) -> Any:
+    """The search algorithm, which has ``concurrent`` trials going on."""
     if sweep.search == "optuna":
+        from ray.tune.search import ConcurrencyLimiter
         from ray.tune.search.optuna import OptunaSearch
 
         names = objectives(sweep)
         modes = [SIDES[name] for name in names]
         several = len(names) > 1
         metric, mode = (list(names), modes) if several else (names[0], modes[0])
-        return OptunaSearch(metric=metric, mode=mode, seed=sweep.search_seed)
+        search = OptunaSearch(metric=metric, mode=mode, seed=sweep.search_seed)
+        return ConcurrencyLimiter(search, max_concurrent=concurrent)
     from ray.tune.search import BasicVariantGenerator
 
-    return BasicVariantGenerator(random_state=sweep.search_seed)
+    return BasicVariantGenerator(max_concurrent=concurrent, random_state=sweep.search_seed)
 
 
 def scheduler(s: MeguSettings, space: Sequence[Dimension]) -> Any:

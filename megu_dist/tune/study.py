@@ -218,10 +218,9 @@ def _tuner(
         trainable,
         param_space=choose.param_space(s.sweep, space),
         tune_config=tune.TuneConfig(
-            search_alg=choose.searcher(s.sweep),
+            search_alg=choose.searcher(s.sweep, count),
             scheduler=choose.scheduler(s, space),
             num_samples=1 if s.sweep.search == "grid" else s.sweep.trials,
-            max_concurrent_trials=count,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
