@@ -149,6 +149,22 @@ def waiting_lock(path: Path) -> Iterator[None]:
         yield
 
 
+PATHS = ("data.path", "data.test_path", "model.path", "evaluate.retrained", "evaluate.retrained_second",
+         "forget.ids_file", "oracle.descriptions")  # fmt: skip
+
+
+def path_words(s: MeguSettings) -> list[str]:
+    """Words that name the settings' local files in full: other processes have other working folders, and run.dir."""
+    found = []
+    for key in PATHS:
+        section, name = key.split(".")
+        value = getattr(getattr(s, section), name)
+        if value is not None:
+            path = Path(value).expanduser()
+            found.append(f"{key}={quoted(path.resolve() if path.exists() else value)}")
+    return found
+
+
 def quoted(path: Path | str) -> str:
     """A path as a value in a key=value word."""
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -102,7 +102,7 @@ def _check_value(composed: Composed, folder: Path, config: dict[str, Any], where
 
 def base_words(composed: Composed, space: Sequence[Dimension]) -> list[str]:
     """Words that all trials have after the user's: scored on validation images, noise made for all of them at once."""
-    found = ["evaluate.split=validation", "evaluate.deep=[]"]
+    found = ["evaluate.split=validation", "evaluate.deep=[]", *workshop.path_words(composed.settings)]
     strengths = {d.key: max(map(float, d.probes())) for d in space if d.key in ("method.alpha", "method.beta")}
     if strengths and composed.settings.perturb.noise == "auto":
         method = composed.settings.method
@@ -183,6 +183,7 @@ def _prepare(composed: Composed, space: Sequence[Dimension], folder: Path, repor
             "run.name=oracle",
             f"oracle.store={workshop.quoted(folder / 'ratings')}",
         ]
+        own += workshop.path_words(composed.settings)
         found = load([*composed.words, *([f"oracle={name}"] if name else []), *own], (), composed.extra_dir)
         pipeline = stages.Pipeline(found.settings, folder / "oracle", reporter)
         if pipeline.needs_perturbed:

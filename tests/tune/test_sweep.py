@@ -95,7 +95,7 @@ def test_a_trial_whose_process_is_killed_is_tried_again(words: list[str], run_me
         while not list((folder / "trials").glob("*/seed0")):
             time.sleep(0.02)
         for process in psutil.process_iter(["cmdline"]):
-            if (process.info["cmdline"] or [""])[0].startswith("ray::trial"):
+            if (process.info["cmdline"] or [""])[0].startswith("ray::ImplicitFunc"):
                 process.kill()
                 killed.append(process.pid)
 
