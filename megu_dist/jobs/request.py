@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 CONFIG_DIR = "config_dir"  # folder of the package with the user's own YAML files
 LOCAL_ONLY = ("oracle show", "oracle compare", "report")  # look at finished runs: nothing for a cluster to do
-FORGETTING = ("unlearn", "evaluate", "analyze", "oracle", "oracle fill", "plan")
-WITH_MODEL = ("unlearn", "evaluate", "analyze")
+FORGETTING = ("unlearn", "evaluate", "analyze", "sweep", "oracle", "oracle fill", "plan")
+WITH_MODEL = ("unlearn", "evaluate", "analyze", "sweep")
+
+SEVERAL = {"benchmark": "cells", "sweep": "trials"}  # verbs that do many runs, each on a share of what is asked for
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ def _gpu_words(name: str, options: SubmitOptions, given: Mapping[str, str]) -> l
     count = options.num_gpus
     if count is None:
         return []
-    if name == "benchmark":
-        wanted = {"benchmark.num_gpus": "1", "benchmark.runners": str(count)}
+    if name in SEVERAL:
+        wanted = {f"{name}.num_gpus": "1", f"{name}.runners": str(count)}
     else:
         wanted = {"train.use_gpu": "true", "train.num_workers": str(count)}
         for stage in ("perturb", "evaluate"):
@@ -106,9 +108,10 @@ def _gpu_words(name: str, options: SubmitOptions, given: Mapping[str, str]) -> l
 
 def _actor_words(name: str, settings: MeguSettings) -> list[str]:
     """Counts that are otherwise taken from the whole cluster, which a job shares with others."""
-    if name == "benchmark" and settings.benchmark.runners == 0:
+    if name in SEVERAL and getattr(settings, name).runners == 0:
+        what = SEVERAL[name]
         raise UserError(
-            "benchmark.runners=0 takes the whole cluster: say how many cells may run at a time, or --num-gpus"
+            f"{name}.runners=0 takes the whole cluster: say how many {what} may run at a time, or --num-gpus"
         )
     workers = settings.train.num_workers
     return [f"{s}.num_actors={workers}" for s in ("perturb", "evaluate") if getattr(settings, s).num_actors == 0]
@@ -197,10 +200,9 @@ def _asks(name: str, settings: MeguSettings, options: SubmitOptions) -> str:
     """What the job takes of the cluster, stage by stage."""
     where = options.entrypoint_num_cpus or options.entrypoint_num_gpus or options.entrypoint_resources
     parts = ["driver on any node with what it asks for" if where else "driver on the head node"]
-    if name == "benchmark":
-        return ", ".join(
-            [*parts, f"{settings.benchmark.runners} cells of 1 CPU and {settings.benchmark.num_gpus:g} GPU"]
-        )
+    if name in SEVERAL:
+        own = getattr(settings, name)
+        return ", ".join([*parts, f"{own.runners} {SEVERAL[name]} of 1 CPU and {own.num_gpus:g} GPU"])
     if name in ("train", "unlearn"):
         train = settings.train
         parts.append(f"training {train.num_workers} × ({train.num_cpus:g} CPU, {int(train.use_gpu)} GPU)")

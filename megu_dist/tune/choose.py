@@ -90,6 +90,8 @@ def searcher(sweep: SweepSettings, concurrent: int) -> Any:
         return ConcurrencyLimiter(search, max_concurrent=concurrent)
     from ray.tune.search import BasicVariantGenerator
 
+    if sweep.scheduler == "pbt":  # takes turns among the whole population, as far as resources go
+        return BasicVariantGenerator(random_state=sweep.search_seed)
     return BasicVariantGenerator(max_concurrent=concurrent, random_state=sweep.search_seed)
 
 

@@ -81,6 +81,10 @@ def _check_seeds(s: MeguSettings, space: Sequence[Dimension]) -> None:
         )
     if sweep.scheduler == "pbt" and len(sweep.seeds) > 1:
         raise UserError("sweep.scheduler=pbt changes one training as it goes: give one seed in sweep.seeds")
+    if sweep.scheduler == "pbt" and workshop.several_workers(s):
+        raise UserError(
+            "sweep.scheduler=pbt trains in the trials' own processes: use engine=ddp and train.num_workers=1 with it"
+        )
     if sweep.scheduler == "pbt" and sweep.search == "optuna":
         raise UserError("sweep.scheduler=pbt chooses settings itself: use sweep.search=random or grid with it")
 
@@ -156,6 +160,9 @@ def _room(s: MeguSettings) -> tuple[int, dict[str, float]]:
     import ray
 
     count = workshop.runners(s, s.sweep.runners, s.sweep.num_gpus)
+    if s.sweep.scheduler == "pbt":  # its population is held back by resources alone
+        cpus = max(1.0, ray.cluster_resources()["CPU"] // count)
+        return count, {"CPU": cpus} | ({"GPU": s.sweep.num_gpus} if s.sweep.num_gpus else {})
     if not workshop.several_workers(s):
         return count, {"CPU": 1.0} | ({"GPU": s.sweep.num_gpus} if s.sweep.num_gpus else {})
     have, train = ray.cluster_resources(), s.train

@@ -18,14 +18,14 @@ class Watch(Callback):
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """See :class:`ray.tune.Callback`."""
-        self._count(trials)
+        self._count(trials, trial)
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
         """See :class:`ray.tune.Callback`."""
         for reporter in REPORTER:
             reporter.say(f"failed: {' '.join(words(trial.config))}")
-        self._count(trials)
+        self._count(trials, trial)
 
-    def _count(self, trials: Sequence[Any]) -> None:
+    def _count(self, trials: Sequence[Any], trial: Any) -> None:
         for reporter in REPORTER:
-            reporter.update(sum(trial.is_finished() for trial in trials))
+            reporter.update(1 + sum(other.is_finished() for other in trials if other is not trial))

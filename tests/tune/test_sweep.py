@@ -181,3 +181,47 @@ def test_wrong_input_starts_nothing(
     assert re.search(message, done.output), done.output
     assert "Traceback" not in done.output
     assert not (runs_dir / "wrong" / "trials").exists()
+
+
+@pytest.mark.slow
+def test_trials_with_several_workers_start_ray_train_and_never_wait_for_each_other(
+    words: list[str], run_megu: Run, runs_dir: Path
+) -> None:
+    """Two trials of two workers at a time on this machine's logical CPUs; numbers are those of one worker."""
+    space = ["sweep.space.train.lr=[0.01,0.02,0.05]"]
+    for name, workers in (("two", 2), ("one", 1)):
+        done = run_megu([*words, *space, f"train.num_workers={workers}", f"run.name={name}-workers"])
+        assert done.code == 0, done.output
+    one, two = (
+        pd.read_parquet(runs_dir / f"{n}-workers" / "sweep.parquet").set_index("train.lr") for n in ("one", "two")
+    )
+    assert len(two) == 3
+    for column in ("unlearned/loss_retain_test", "unlearned/loss_forget_test"):
+        assert (one[column] - two[column]).abs().max() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", ["grid", "optuna"])
+def test_a_sweep_that_was_killed_goes_on(search: str, words: list[str], runs_dir: Path) -> None:
+    """SIGKILL of the driver after the first results: the second run keeps them, and ends with as many as were asked for."""
+    import os
+    import signal
+    import subprocess
+    import sys
+
+    folder = runs_dir / f"killed-{search}"
+    space = ["sweep.space.train.lr=[0.01,0.02,0.05,0.1]", "sweep.trials=4", f"sweep.search={search}", "sweep.runners=1"]
+    command = [sys.executable, "-m", "megu_dist.cli", *words, *space, f"run.name={folder.name}"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while first.poll() is None and len(list((folder / "trials").glob("*/seed0/result.json"))) < 2:
+        time.sleep(0.1)
+    assert first.poll() is None, "the sweep ended before it was killed"
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    kept = {path: path.stat().st_mtime_ns for path in (folder / "trials").glob("*/seed0/result.json")}
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    rows = pd.read_parquet(folder / "sweep.parquet")
+    assert len(rows) == 4
+    assert set(rows["status"]) == {"done"}
