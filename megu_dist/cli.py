@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -39,16 +41,33 @@ class Verb:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 a fault (traceback in the log), 2 bad input, 130 interrupted."""
+    """Entry point. Exit status: 0 done, 1 a fault (traceback in the log), 2 bad input, 130 interrupted.
+
+    141, and no word, where the reader of the output has gone (``megu list | head -3``), as for any Unix command.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        sys.exit(_dispatch(words))
+        code = _dispatch(words)
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
+        sys.exit(141)
     except UserError as error:
         print(f"megu: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("megu: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def _reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _dispatch(words: list[str]) -> int:
@@ -112,6 +131,8 @@ def _run(name: str, verb: Verb, composed: Composed, taken: Sequence[str]) -> int
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            raise
         mended = find_user_error(error)
         if mended is not None:
             raise mended from None
