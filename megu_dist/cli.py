@@ -455,6 +455,12 @@ def _jobs(words: list[str]) -> int:
     return jobs(words)
 
 
+def _doctor(words: list[str]) -> int:
+    from megu_dist.doctor.commands import doctor
+
+    return doctor(words)
+
+
 def _usage() -> str:
     verbs = "\n".join(f"  {name:14} {verb.summary}" for name, verb in VERBS.items() if name != "oracle fill")
     return (
@@ -462,6 +468,7 @@ def _usage() -> str:
         f"Usage: megu VERB [key=value …]\n\nVerbs:\n{verbs}\n"
         "  submit         any of these as a job on a Ray cluster\n"
         "  jobs           list, logs and stop of such jobs\n"
+        "  doctor         what is wrong with this machine or a cluster, and how to mend it\n"
         "  list           what there is to choose from: data, models, oracles, methods, metrics, engines, experiments\n"
         "  show-config    the settings that a verb would run with\n\n"
         "`megu VERB --help` shows examples."
@@ -549,7 +556,12 @@ VERBS: dict[str, Verb] = {
 }
 
 VERBS["oracle fill"] = VERBS["oracle"]
-WITHOUT_SETTINGS: dict[str, Callable[[list[str]], int]] = {"list": _list, "submit": _submit, "jobs": _jobs}
+WITHOUT_SETTINGS: dict[str, Callable[[list[str]], int]] = {
+    "list": _list,
+    "submit": _submit,
+    "jobs": _jobs,
+    "doctor": _doctor,
+}
 
 if __name__ == "__main__":
     main()
