@@ -26,7 +26,7 @@ SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validat
 class ImageFolderSettings(SourceSettings):
     """Which files are images."""
 
-    extensions: list[str] = field(
+    extensions: list[str] = field(  # of files that are images
         default_factory=lambda: ["jpg", "jpeg", "png", "bmp", "gif", "webp", "ppm", "tif", "tiff"]
     )
 

@@ -33,8 +33,8 @@ SUFFIXES = (".parquet", ".pq")
 class ParquetSettings(SourceSettings):
     """Columns and class names; whatever is not given is found by type and name."""
 
-    image_column: str | None = None
-    label_column: str | None = None
+    image_column: str | None = None  # none: the column that holds images
+    label_column: str | None = None  # none: the column of classes, or of whole numbers by a usual name
     id_column: str | None = None  # none: ids are split/row number
     class_names_file: str | None = None  # text, one name per line, or a JSON list
     coarse_column: str | None = None  # column of coarse labels, which models then learn (see data/coarse.py)

@@ -22,9 +22,11 @@ from megu_dist.oracle.base import About, Pair, Rating
 
 @dataclass(kw_only=True)
 class EnsembleSettings(OracleSettings):
-    """``members``: oracle name → its settings and its ``weight`` (default 1)."""
+    """Whose mean it is."""
 
-    members: dict[str, Any] = field(default_factory=lambda: {"embedding": {}})
+    members: dict[str, Any] = field(
+        default_factory=lambda: {"embedding": {}}
+    )  # oracle name → its settings and its weight (default 1)
     images: int = 0
     shortlist: int = 32
     pairs_per_request: int = 8

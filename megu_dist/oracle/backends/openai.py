@@ -38,15 +38,17 @@ class _Refused(Exception):
 
 @dataclass(kw_only=True)
 class OpenAISettings(OracleSettings):
-    """``mode``: logprobs (expectation over one-digit answers), json (strict JSON answer), auto (logprobs where offered)."""
+    """Which endpoint, and how it is asked."""
 
-    model: str | None = None
-    base_url: str = DEFAULT_URL
-    api_key_env: str = "OPENAI_API_KEY"
-    mode: str = "auto"
+    model: str | None = None  # name of the model at the endpoint
+    base_url: str = DEFAULT_URL  # of the endpoint
+    api_key_env: str = "OPENAI_API_KEY"  # the variable that holds the key; the key itself is never a setting
+    mode: str = (
+        "auto"  # logprobs: expectation over one-digit answers | json: strict JSON answer | auto: logprobs where offered
+    )
     concurrency: int = 8  # requests open at the endpoint, per replica
     retries: int = 5  # of a request that failed, was limited or stalled; exponential back-off with jitter
-    request_timeout_s: float = 60.0
+    request_timeout_s: float = 60.0  # for one request at the endpoint
     attempts: int = 3  # at an answer that can be read
     images: int = 2
     shortlist: int = 32
