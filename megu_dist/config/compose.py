@@ -68,14 +68,19 @@ def _store_schemas() -> None:
     store.store(name="megu_schema", node=MeguSettings)
     for kind in GROUPS:
         for component in components(kind).values():
-            if component.settings is not None:
-                store.store(group=kind, name=f"{component.name}_schema", node=component.settings(name=component.name))
+            if component.settings is None:
+                continue
+            node = component.settings(name=component.name)
+            store.store(group=kind, name=f"{component.name}_schema", node=node)
+            if not (config_dir() / kind / f"{component.name}.yaml").is_file():  # of a plugin
+                store.store(group=kind, name=component.name, node=node)
 
 
 def group_options(group: str, extra_dir: str | None = None) -> list[str]:
     """Names that ``group=…`` takes."""
     folders = [config_dir() / group] + ([Path(extra_dir).expanduser() / group] if extra_dir else [])
-    return sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
+    files = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")}
+    return sorted(files | set(components(group) if group in GROUPS else ()))
 
 
 def _is_free(word: str) -> bool:
