@@ -99,5 +99,5 @@ def test_the_components_run(installed: Path, digits: Source, digits_model: Path,
     done = megu(installed, "oracle", "fill", *request, "run.name=oracle")
     assert done.returncode == 0, done.stderr
     transition = json.loads((tmp_path / "runs" / "oracle" / "transition.json").read_text())
-    row = dict(zip(transition["columns"], transition["matrix"][0], strict=True))
+    row = dict(zip(transition["columns"], transition["transition"][0], strict=True))
     assert max(row, key=row.__getitem__) == "five"
