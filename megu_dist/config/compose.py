@@ -49,7 +49,7 @@ def load(words: Sequence[str], defaults: Sequence[str] = (), extra_dir: str | No
     if extra_dir:
         folder = Path(extra_dir).expanduser().resolve()
         if not folder.is_dir():
-            raise UserError(f"--config-dir {extra_dir}: no such folder")
+            raise UserError(f"--config-dir {extra_dir}: no such folder; give one that is laid out like configs/")
         overrides.append(f"hydra.searchpath=[file://{folder}]")
     _check_keys(words, extra_dir)
     GlobalHydra.instance().clear()
@@ -91,7 +91,7 @@ def _is_free(word: str) -> bool:
 
 def _check_syntax(word: str) -> None:
     if "=" not in word:
-        raise UserError(f"{word!r} is not of the form key=value")
+        raise UserError(f"{word!r} is not of the form key=value; write train.lr=0.01, say")
     try:
         OverridesParser.create().parse_override(word)
     except (OverrideParseException, HydraException):

@@ -52,7 +52,7 @@ class PerturbedStore:
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.glob("*.parquet"))
         if not self.files:
-            raise UserError(f"{folder} holds no perturbed images")
+            raise UserError(f"{folder} holds no perturbed images; run `megu unlearn` again")
         meta = json.loads(pq.read_schema(self.files[0]).metadata[META])
         self.shape: tuple[int, int, int] = tuple(meta["shape"])
         self.scale: float = meta["scale"]

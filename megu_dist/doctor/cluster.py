@@ -59,7 +59,7 @@ def _answers(address: str) -> None:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
             pass
     except ValueError:
-        raise Unreachable(f"{address} is no address", "--address auto, HOST:6379 or ray://HOST:10001") from None
+        raise Unreachable(f"{address} is no address", "give --address auto, HOST:6379 or ray://HOST:10001") from None
     except OSError as error:
         mend = "check that the head runs, and that no firewall is between; 6379 is the usual port"
         raise Unreachable(f"nothing answers at {address} ({error.strerror or error})", mend) from None

@@ -61,7 +61,10 @@ class EmbeddingOracle:
         if settings.path:
             folder = Path(settings.path).expanduser()
             if not (folder / "config.json").is_file():
-                raise UserError(f"oracle.path={settings.path}: no model folder there")
+                raise UserError(
+                    f"oracle.path={settings.path}: no model folder there; give one with config.json, or leave "
+                    "it out for the packaged MiniLM"
+                )
             return folder
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or not spec.submodule_search_locations:

@@ -82,7 +82,7 @@ class OpenAIOracle:
     def about(cls, settings: OpenAISettings) -> About:
         """Model and host; both answer forms are part of the prompt's hash."""
         if importlib.util.find_spec("openai") is None:
-            raise UserError("oracle=openai needs the package openai: pip install 'megu-dist[oracle]'")
+            raise UserError("`oracle=openai` needs the package openai: pip install 'megu-dist[oracle]'")
         if not settings.model:
             raise UserError("oracle.model is not set: name the model that the endpoint serves")
         if settings.mode not in MODES:
@@ -90,7 +90,8 @@ class OpenAIOracle:
         url = _address(settings.base_url)
         if not re.fullmatch(r"[A-Za-z_]\w*", settings.api_key_env, re.ASCII):
             raise UserError(
-                "oracle.api_key_env must be the name of an environment variable that holds the key, as in OPENAI_API_KEY; "
+                "oracle.api_key_env must be the name of an environment variable that holds the key, as in "
+                "OPENAI_API_KEY; "
                 "never the key itself"
             )
         held = 2 * max(1, settings.max_batch_size // settings.pairs_per_request) * settings.pairs_per_request
@@ -118,7 +119,8 @@ class OpenAIOracle:
         return Rating(float("nan"), *spent)
 
     async def _attempt(self, pair: Pair, spent: list[int], attempt: int) -> float | None:
-        """One answer. In ``auto``, JSON where there are no log-probabilities, or where the first ones were no digits."""
+        """One answer. In ``auto``, JSON where there are no log-probabilities, or where the first ones were no "
+        "digits."""
         auto = self.settings.mode == "auto"
         if self.logprobs and not (auto and attempt):
             value = await self._by_digit(pair, spent)
@@ -171,7 +173,9 @@ class OpenAIOracle:
             return _strict(reply)
         if self.answered:
             return None
-        raise UserError(f"{self._where} refuses every question: {reason}")
+        raise UserError(
+            f"{self._where} refuses every question: {reason}; use another oracle.model, or fewer oracle.images"
+        )
 
     @property
     def _where(self) -> str:
@@ -188,7 +192,10 @@ class OpenAIOracle:
         try:
             reply = await self.client.chat.completions.create(model=str(self.settings.model), messages=messages, **form)
         except APIConnectionError as error:  # timeouts, too
-            raise UserError(f"{self._where} did not answer {tries} times: {error}") from None
+            raise UserError(
+                f"{self._where} did not answer {tries} times: {error}; check oracle.base_url, or set "
+                "oracle.request_timeout_s higher"
+            ) from None
         except APIStatusError as error:
             raise self._status(error.status_code, self._told(error), tries) from None
         except ValueError:  # a body that is no JSON at all
@@ -207,11 +214,17 @@ class OpenAIOracle:
         if status in (401, 403):
             variable = f"the environment variable {self.settings.api_key_env}"
             what = f"refused the key in {variable}" if self.key else f"wants a key, and {variable} is not set"
-            return UserError(f"{self._where} {what}")
+            return UserError(f"{self._where} {what}: export one that the endpoint takes")
         if status == 404:
-            return UserError(f"{self._where}: the endpoint knows no such model or path")
+            return UserError(
+                f"{self._where}: the endpoint knows no such model or path; check oracle.model and "
+                "oracle.base_url (most end in /v1)"
+            )
         often = f" {tries} times" if status in (408, 409, 429) or status >= 500 else ""
-        return UserError(f"{self._where} answered with status {status}{often}: {told}")
+        return UserError(
+            f"{self._where} answered with status {status}{often}: {told}; what was rated is kept, run the same "
+            "command again"
+        )
 
     def _told(self, error: Any) -> str:
         """What the endpoint says about it, in short; it may quote the question's images, or the key."""
