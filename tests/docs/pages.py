@@ -34,3 +34,29 @@ def files(page: Path) -> dict[str, str]:
         if name:
             found[name[1]] = block.text
     return found
+
+
+def commands(text: str) -> list[str]:
+    """``megu …`` command lines of a block of shell: continued lines joined, comments and prompts left out."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    found = []
+    for line in joined.splitlines():
+        line = line.strip().removeprefix("$ ")
+        start = re.match(r"(?:\S+=\S+ )*megu(?= |$)", line)  # variables may come before
+        if start:
+            found.append(re.split(r"\s+#\s|\s+\||\s+>|\s+&&|;\s", line[start.end() - len("megu") :])[0].strip())
+    return found
+
+
+def spans(page: Path) -> list[str]:
+    """Inline code of a page, blocks left out; a span may go over a line's end."""
+    text = _BLOCK.sub("", page.read_text())
+    return [re.sub(r"\s*\n\s*", " ", m[2]) for m in re.finditer(r"(`+)(.+?)\1", text, re.DOTALL)]
+
+
+def page_commands(page: Path) -> list[str]:
+    """All commands of a page, in blocks and in the text."""
+    found = [
+        one for block in blocks(page) if block.language in ("sh", "bash", "text", "") for one in commands(block.text)
+    ]
+    return found + [one for span in spans(page) if span.startswith("megu ") for one in commands(span)]
