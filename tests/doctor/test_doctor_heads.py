@@ -29,8 +29,9 @@ ray start --head --block --num-cpus=1 --port=6379 --dashboard-host={host} --node
     --temp-dir={folder}/ray --object-store-memory=100000000 --disable-usage-stats > {folder}/head.log 2>&1 &
 for i in $(seq 240); do (exec 3<> /dev/tcp/127.0.0.1/8265) 2> /dev/null && break; sleep 0.5; done
 sleep 3
-{python} -m megu_dist.cli doctor --address 127.0.0.1:6379 --storage {folder}/runs --json > {folder}/own.json || true
-RAY_AUTH_MODE={other} {python} -m megu_dist.cli doctor --address auto --storage {folder}/runs --json > {folder}/other.json || true
+look="{python} -m megu_dist.cli doctor --address 127.0.0.1:6379 --storage {folder}/runs --json"
+$look > {folder}/own.json || true
+RAY_AUTH_MODE={other} $look > {folder}/other.json || true
 """
 
 
