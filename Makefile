@@ -54,6 +54,7 @@ test-all: lint ## every test
 
 docs: setup ## the pages and figures that are made from the code
 	$(BIN)/python tools/make_configuration.py
+	$(BIN)/python tools/draw_how_it_works.py
 
 clean: ## remove the environment, caches and demo results
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache $(RUNS)
