@@ -66,7 +66,10 @@ def make_split(
     if len(table) == 0:
         named = source.fine or source if forget.scenario == "subclass" else source
         names = ", ".join(repr(named.class_names[c]) for c in classes)
-        raise UserError(f"the forget set is empty: no training image of {names or 'the request'} among {total:,}")
+        raise UserError(
+            f"the forget set is empty: no training image of {names or 'the request'} among {total:,}; "
+            "check forget.classes and data.path"
+        )
     if len(table) == total:
         raise UserError(
             f"the forget set is the whole training set ({total:,} images): nothing would be retained; leave "

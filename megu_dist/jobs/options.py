@@ -119,7 +119,7 @@ def environment(options: SubmitOptions) -> dict[str, str]:
                 f"(a variable that the nodes have) or --secret {name}=FILE (a file that they can read)"
             )
         if name.startswith(("RAY_", "MEGU_LOCAL_", "MEGU_JOB_")) or name in ENVIRONMENT:
-            raise UserError(f"--env {name}: is set by megu or by whoever runs the cluster, not by a job")
+            raise UserError(f"--env {name}: is set by megu or by whoever runs the cluster, not by a job; leave it out")
         found[name] = value
     return found
 

@@ -94,7 +94,8 @@ def _resolve(path: str, key: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the hub's client raises many types; each means that the model cannot be had
         raise UserError(
-            f"{key}={path}: no such folder, and the Hugging Face hub did not give it ({type(error).__name__})"
+            f"{key}={path}: no such folder, and the Hugging Face hub did not give it ({type(error).__name__}); "
+            "give a folder, or an id that can be reached"
         ) from None
 
 
