@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -40,16 +42,33 @@ class Verb:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 a fault (traceback in the log), 2 bad input, 130 interrupted."""
+    """Entry point. Exit status: 0 done, 1 a fault (traceback in the log), 2 bad input, 130 interrupted.
+
+    141, and no word, where the reader of the output has gone (``megu list | head -3``), as for any Unix command.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        sys.exit(_dispatch(words))
+        code = _dispatch(words)
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
+        sys.exit(141)
     except UserError as error:
         print(f"megu: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("megu: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def _reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _dispatch(words: list[str]) -> int:
@@ -114,6 +133,8 @@ def _run(name: str, verb: Verb, composed: Composed, taken: Sequence[str]) -> int
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            raise
         mended = find_user_error(error)
         if mended is not None:
             raise mended from None
@@ -466,6 +487,12 @@ def _jobs(words: list[str]) -> int:
     return jobs(words)
 
 
+def _doctor(words: list[str]) -> int:
+    from megu_dist.doctor.commands import doctor
+
+    return doctor(words)
+
+
 def _usage() -> str:
     verbs = "\n".join(f"  {name:14} {verb.summary}" for name, verb in VERBS.items() if name != "oracle fill")
     return (
@@ -473,6 +500,7 @@ def _usage() -> str:
         f"Usage: megu VERB [key=value …]\n\nVerbs:\n{verbs}\n"
         "  submit         any of these as a job on a Ray cluster\n"
         "  jobs           list, logs and stop of such jobs\n"
+        "  doctor         what is wrong with this machine or a cluster, and how to mend it\n"
         "  list           what there is to choose from: data, models, oracles, methods, metrics, engines, experiments\n"
         "  show-config    the settings that a verb would run with\n\n"
         "`megu VERB --help` shows examples."
@@ -570,7 +598,12 @@ VERBS: dict[str, Verb] = {
 }
 
 VERBS["oracle fill"] = VERBS["oracle"]
-WITHOUT_SETTINGS: dict[str, Callable[[list[str]], int]] = {"list": _list, "submit": _submit, "jobs": _jobs}
+WITHOUT_SETTINGS: dict[str, Callable[[list[str]], int]] = {
+    "list": _list,
+    "submit": _submit,
+    "jobs": _jobs,
+    "doctor": _doctor,
+}
 
 if __name__ == "__main__":
     main()

@@ -68,7 +68,8 @@ class Pipeline:
         count, total = self.settings.forget.count, self.source.num_rows("train")
         if self.settings.forget.scenario == "random" and count is not None and count >= total:
             raise UserError(
-                f"forget.count={count} takes every one of {total} training images: nothing would be retained"
+                f"forget.count={count} takes every one of {total} training images: nothing would be retained; "
+                "ask for fewer"
             )
         self._compared()
 
@@ -191,7 +192,8 @@ class Pipeline:
         return watched(stage, lambda: self.reporter.done, self.reporter.say, self.settings.run.placement_timeout_s)
 
     def tolerate(self, forget_rows: np.ndarray) -> None:
-        """Has images that cannot be read named in the run folder and, but for those to be forgotten, left out if few."""
+        """Has images that cannot be read named in the run folder and, but for those to be forgotten, left out "
+        "if few."""
         # Not part of any stage's key: a run that stopped goes on from where it was once more images may be bad.
         folder = self.folder / ".bad_rows" / self.source.fingerprint()[:16]
         self.source.bad_rows = BadRows(folder, self.settings.data.max_bad_fraction, forget_rows)
@@ -542,7 +544,8 @@ class Pipeline:
         check_map(self.settings.analyze.map)
 
     def analyze(self, models: dict[str, Checkpoint]) -> Record:
-        """``analysis.json`` and ``analysis/`` (map, figures): how entangled what is forgotten is with its neighbours."""
+        """``analysis.json`` and ``analysis/`` (map, figures): how entangled what is forgotten is with its "
+        "neighbours."""
         from megu_dist.analysis.request import make_request
         from megu_dist.analysis.stage import analyze
         from megu_dist.report.analysis import write_figures

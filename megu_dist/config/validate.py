@@ -156,7 +156,8 @@ def check(settings: MeguSettings) -> None:
         )
     if (settings.train.min_workers or 1) > settings.train.num_workers:
         raise UserError(
-            f"train.min_workers={settings.train.min_workers} must be at most train.num_workers={settings.train.num_workers}"
+            f"train.min_workers={settings.train.min_workers} must be at most "
+            f"train.num_workers={settings.train.num_workers}"
         )
     if settings.train.batch_size < settings.train.num_workers:
         raise UserError(
@@ -183,7 +184,9 @@ def check_forget(settings: MeguSettings) -> None:
         if not forget.ids_file:
             raise UserError("forget.scenario=ids needs forget.ids_file=FILE with one image id per line")
         if not Path(forget.ids_file).expanduser().is_file():
-            raise UserError(f"forget.ids_file={forget.ids_file}: no such file")
+            raise UserError(
+                f"forget.ids_file={forget.ids_file}: no such file; give a text file with one image id per line"
+            )
     if settings.train.stop == "calibrated":
         if forget.scenario in ("class", "subclass"):
             raise UserError(
@@ -200,7 +203,7 @@ def check_method(settings: MeguSettings) -> None:
     if method.scenarios and settings.forget.scenario not in method.scenarios:
         raise UserError(
             f"method={settings.method.name} is defined for forget.scenario={' or '.join(method.scenarios)} only, "
-            f"not for {settings.forget.scenario}"
+            f"not for {settings.forget.scenario}; choose another method"
         )
     if method.whole_weights and getattr(settings.engine, "zero_stage", 0) == 3:
         raise UserError(
@@ -231,7 +234,7 @@ def resolve_classes(wanted: list[object], class_names: list[str]) -> list[int]:
         else:
             raise UserError(f"forget.classes: the data has no class {name!r}; {nearest(name, class_names)}")
     if len(labels) == len(class_names):
-        raise UserError("forget.classes names every class: nothing would be retained")
+        raise UserError("forget.classes names every class: nothing would be retained; leave some out")
     return sorted(labels)
 
 

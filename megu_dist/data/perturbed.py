@@ -55,7 +55,7 @@ class PerturbedStore:
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.glob("*.parquet"))
         if not self.files:
-            raise UserError(f"{folder} holds no perturbed images")
+            raise UserError(f"{folder} holds no perturbed images; run `megu unlearn` again")
         schema = pq.read_schema(self.files[0])
         meta = json.loads(schema.metadata[META])
         self.noise = tuple(name for name in ("noise_pos", "noise_neg") if name in schema.names)

@@ -94,7 +94,7 @@ class ImageReader:
             found = [BadRow(rows[i], names[i], reason) for i, reason in reasons.items()]
             known.report(self.split, self.source.num_rows(self.split), found)
         if known is None or not self.skip_bad:
-            raise UserError(bad[min(bad)])
+            raise UserError(f"{bad[min(bad)]}; mend it, or set data.max_bad_fraction")
 
 
 def without_bad(arrays: Arrays) -> Arrays:

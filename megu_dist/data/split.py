@@ -66,9 +66,15 @@ def make_split(
     if len(table) == 0:
         named = source.fine or source if forget.scenario == "subclass" else source
         names = ", ".join(repr(named.class_names[c]) for c in classes)
-        raise UserError(f"the forget set is empty: no training image of {names or 'the request'} among {total:,}")
+        raise UserError(
+            f"the forget set is empty: no training image of {names or 'the request'} among {total:,}; "
+            "check forget.classes and data.path"
+        )
     if len(table) == total:
-        raise UserError(f"the forget set is the whole training set ({total:,} images): nothing would be retained")
+        raise UserError(
+            f"the forget set is the whole training set ({total:,} images): nothing would be retained; leave "
+            "some out of the request"
+        )
     return Split(table, counts)
 
 
@@ -147,13 +153,19 @@ class _InIds:
 
 
 def choose(rows: np.ndarray, labels: np.ndarray, forget: ForgetSettings, seed: int) -> np.ndarray:
-    """The random scenario: exactly n rows, those with the smallest seeded hash; per class in proportion if stratified."""
+    """The random scenario: exactly n rows, those with the smallest seeded hash; per class in proportion if "
+    "stratified."""
     n = forget.count if forget.count is not None else round(float(forget.fraction or 0) * len(rows))
     if n >= len(rows):
         key = f"forget.count={n}" if forget.count is not None else f"forget.fraction={forget.fraction}"
-        raise UserError(f"{key} takes every one of {len(rows)} training images: nothing would be retained")
+        raise UserError(
+            f"{key} takes every one of {len(rows)} training images: nothing would be retained; ask for fewer"
+        )
     if n < 1:
-        raise UserError(f"forget.fraction={forget.fraction} of {len(rows)} images is less than one image")
+        raise UserError(
+            f"forget.fraction={forget.fraction} of {len(rows)} images is less than one image; ask for more, or "
+            "give forget.count"
+        )
     parts = [hash_uniform(seed, 21, rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
     priority = np.concatenate(parts)
     if not forget.stratified:
@@ -176,7 +188,7 @@ def read_ids(path: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines()]
     ids = [line for line in lines if line and not line.startswith("#")]
     if not ids:
-        raise UserError(f"forget.ids_file={path} names no image")
+        raise UserError(f"forget.ids_file={path} names no image; write one image id per line")
     return ids
 
 

@@ -62,7 +62,8 @@ class Context:
 
     @property
     def passes(self) -> int:
-        """Forward passes of a step on a worker, so that none holds more than about ``train.micro_batch_size`` images."""
+        """Forward passes of a step on a worker, so that none holds more than about ``train.micro_batch_size`` "
+        "images."""
         size = self.train.micro_batch_size
         return 1 if size is None else max(1, -(-self.train.batch_size // (self.world * size)))
 
@@ -128,7 +129,10 @@ class Context:
         model = batch_norm.apply(model.to(self.device), self.train.batch_norm, self.world, self.device)
         if self.train.gradient_checkpointing:
             if not getattr(model, "supports_gradient_checkpointing", False):
-                raise UserError(f"train.gradient_checkpointing: {type(model).__name__} does not support it")
+                raise UserError(
+                    f"train.gradient_checkpointing: {type(model).__name__} does not support it; leave it out, "
+                    "or set train.micro_batch_size for less memory"
+                )
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         self.engine.setup(model, self.train, self.device, self.passes)
         log = History(self, steps, start)

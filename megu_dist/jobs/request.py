@@ -134,7 +134,9 @@ def _check(name: str, settings: MeguSettings) -> None:
 def _files(options: SubmitOptions, inputs: Mapping[str, Path]) -> dict[str, Path]:
     """Names in the package and the files here."""
     if options.exclude and not options.working_dir:
-        raise UserError("--exclude says what of --working-dir stays here, which is not given")
+        raise UserError(
+            "--exclude says what of --working-dir stays here, which is not given: give it, or leave --exclude out"
+        )
     code = options.code or ("package" if pack.in_checkout() else "installed")
     files = pack.folder(options.working_dir, "--working-dir", options.exclude) if options.working_dir else {}
     if code == "package":

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class MeguMethodSettings(MethodSettings):
-    """Noise strengths α, β ≥ 0, weight λ_f of the forget loss, label smoothing of perturbing labels."""
+    """Noise strengths and the forget loss."""
 
-    alpha: float = 0.5
-    beta: float = 0.0
-    lambda_forget: float = 0.5
-    label_smoothing: float = 0.0
+    alpha: float = 0.5  # strength of N⁺
+    beta: float = 0.0  # strength of N⁻
+    lambda_forget: float = 0.5  # weight λ_f of the forget loss
+    label_smoothing: float = 0.0  # of perturbing labels
 
 
 @register("method", "megu", MeguMethodSettings)

@@ -49,7 +49,7 @@ def load_samples(files: Sequence[Path], count: int) -> list[PerturbedSample]:
             first += size
     except (ArrowException, OSError, KeyError, ValueError) as error:
         folder = files[0].parent
-        raise UserError(f"{folder} does not hold readable perturbed images: run `megu unlearn` again.") from error
+        raise UserError(f"{folder} does not hold readable perturbed images: run `megu unlearn` again") from error
     return samples
 
 
