@@ -530,7 +530,7 @@ VERBS: dict[str, Verb] = {
         "  megu sweep … 'sweep.space.method.alpha=[0,0.5,1]' 'sweep.space.perturb.tau=[1,2,4]' 'sweep.seeds=[0,1,2]'\n"
         "  megu sweep … sweep.search=optuna sweep.trials=40 'sweep.space.train.lr={low: 0.001, high: 0.05, log: true}'\n"
         "  megu sweep … sweep.search=random sweep.scheduler=asha train.epochs=4\n"
-        "  megu sweep … --resume   (goes on; finished settings are never tried again, with or without it)",
+        "  megu sweep … --resume   (goes on where it was)",
         flags=("--resume",),
     ),
     "oracle": Verb(

@@ -58,7 +58,7 @@ def compute(models: dict[str, Parts], seed: int) -> tuple[dict[str, Numbers], Nu
     for name, parts in models.items():
         if not all(np.isfinite(part.probs).all() for part in parts.values()):
             raise UserError(
-                f"the {name} model's predictions are not numbers: its training diverged; try a smaller train.lr"
+                f"the {name} model's predictions are not numbers: its training diverged; set train.lr lower"
             )
     functions = [component.target for component in components("metric").values()]
     single = [f for f in functions if f.scope == "model"]

@@ -70,7 +70,7 @@ def _dimension(key: str, value: Any, settings: SweepSettings, extra_dir: str | N
     where = f"sweep.space.{key}"
     known = [*(k for k in known_keys() if not k.startswith(FIXED)), *(g for g in GROUPS if g not in ("data", "model"))]
     if key.startswith(FIXED) or key in ("data", "model", "exclude_forget"):
-        hint = "use sweep.seeds" if key.startswith("seed.") else "it is the same for all trials"
+        hint = "use sweep.seeds" if key.startswith("seed.") else "set it once, for all trials"
         raise UserError(f"{where}: {key} cannot be swept; {hint}")
     if key not in known:
         raise UserError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
@@ -84,7 +84,7 @@ def _dimension(key: str, value: Any, settings: SweepSettings, extra_dir: str | N
                 f"{where}: {key}={item}: no such choice; {nearest(str(item), group_options(key, extra_dir))}"
             )
     if len({str(item) for item in value}) < len(value):
-        raise UserError(f"{where}: a value is named twice in {list(value)}")
+        raise UserError(f"{where}: name each value once, not as in {list(value)}")
     return Dimension(key, tuple(value))
 
 

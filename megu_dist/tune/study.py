@@ -48,7 +48,7 @@ def check(composed: Composed) -> list[Dimension]:
         if s.sweep.scheduler == "pbt" and not dimension.key.startswith(LIVE):
             raise UserError(
                 f"sweep.space.{dimension.key}: sweep.scheduler=pbt changes settings in mid-training, which this one cannot; "
-                "it can with method.… and train.lr"
+                "use method.… and train.lr, or another scheduler"
             )
     with tempfile.TemporaryDirectory(prefix="megu-check-") as name:
         folder = Path(name)

@@ -20,6 +20,7 @@ from megu_dist.jobs import commands as jobs
 from megu_dist.jobs import options as opts
 
 EXAMPLES = {"method": "to_uniform", "oracle": "table", "data": "npz"}  # of docs/extending.md, run by test_extending.py
+EXAMPLES["experiment"] = "recommended"  # what a sweep writes
 GROUP_CHOICES = [*GROUPS, "train", "experiment"]
 FILES = (".html", ".json", ".jsonl", ".yaml", ".py", ".md", ".txt", ".parquet", ".sh", ".csv")
 PLACES = ("tests/", "megu_dist/", "configs/", "cluster/", "docs/", "tools/")
@@ -53,7 +54,8 @@ def _with_settings(name: str, rest: list[str], options: tuple[str, ...] = ("--he
         raise UserError(f"there is no verb {name!r}")
     if "--config-dir" in rest:
         at = rest.index("--config-dir")
-        rest = rest[:at] + rest[at + 2 :]
+        rest = [word for word in rest[:at] + rest[at + 2 :] if not word.startswith("experiment=")]  # of one's own
+    options = (*options, *VERBS[name].flags) if name in VERBS else options
     plain = [word for word in rest if "=" not in word and word not in options]
     assert len(plain) <= len(VERBS[name].takes), f"{plain} are no key=value words"
     check(load([word for word in rest if "=" in word], VERBS[name].defaults).settings)

@@ -34,7 +34,7 @@ def poor(rule: re.Pattern[str], found: list[Message]) -> list[str]:
 def own() -> list[Message]:
     """Those whose text is a whole: neither made elsewhere, nor put into another message, which goes on."""
     shared = ("cannot read image …: no known image format", "cannot read image …: …")  # as in data/readers.py
-    ends = ("…", "benchmark.groups.… (…): …", "oracle.members.….…: …")
+    ends = ("…", "…: …", "benchmark.groups.… (…): …", "oracle.members.….…: …")
     return [one for one in messages() if fixed(one) not in (*shared, *ends)]
 
 

@@ -55,7 +55,7 @@ def test_a_range_is_probed_at_its_ends() -> None:
         ({"oracle": ["uniform", "embeding"]}, "embedding"),
         ({"method.alpha": 0.5}, "give a list of values"),
         ({"method.alpha": []}, "give a list of values"),
-        ({"method.alpha": [0.5, 0.5]}, "named twice"),
+        ({"method.alpha": [0.5, 0.5]}, "name each value once"),
         ({"method.alpha": {"low": 0, "high": 1}}, "a grid needs a list"),
     ],
 )
