@@ -70,8 +70,11 @@ def _dimension(key: str, value: Any, settings: SweepSettings, extra_dir: str | N
     where = f"sweep.space.{key}"
     known = [*(k for k in known_keys() if not k.startswith(FIXED)), *(g for g in GROUPS if g not in ("data", "model"))]
     if key.startswith(FIXED) or key in ("data", "model", "exclude_forget"):
-        hint = "use sweep.seeds" if key.startswith("seed.") else "set it once, for all trials"
-        raise UserError(f"{where}: {key} cannot be swept; {hint}")
+        if key.startswith("seed."):
+            raise UserError(
+                f"{where}: seeds are no setting to choose; use sweep.seeds, which tries each setting with all"
+            )
+        raise UserError(f"{where}: {key} cannot be swept; set it once, for all trials")
     if key not in known:
         raise UserError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
     if isinstance(value, Mapping):
