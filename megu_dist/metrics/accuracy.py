@@ -2,6 +2,7 @@
 
 ``acc_retain_train``, ``acc_retain_test``: higher is better. ``acc_forget_train``, ``acc_forget_test``: closer to the
 retrained model's is better (near 0 for a forgotten class, near test accuracy for a random forget set).
+``acc_already_*``: on classes that earlier requests forgot, where there are any; 0 is right.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-PARTS = ("retain_train", "forget_train", "retain_test", "forget_test")
+PARTS = ("retain_train", "forget_train", "retain_test", "forget_test", "already_train", "already_test")
 
 
 @dataclass(frozen=True)
