@@ -183,12 +183,9 @@ def _html(
     analysis: Analysis | None,
     analysed: Sequence[Picture],
 ) -> str:
-    from jinja2 import Environment, StrictUndefined
-
     metrics = results.metrics
-    source = files("megu_dist.report").joinpath("template.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(
+    return render_page(
+        files("megu_dist.report").joinpath("template.html.j2").read_text(encoding="utf-8"),
         metrics=metrics,
         forgotten=wording.forgotten_name(metrics),
         verdict=wording.verdict(metrics),
@@ -204,6 +201,16 @@ def _html(
         settings=public_settings(results.config_text),
         facts=_facts(results),
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page of the template, with the style that all pages share as ``css``; every value is escaped."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    css = Markup(files("megu_dist.report").joinpath("page.css").read_text(encoding="utf-8"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(css=css, **values)
 
 
 def _summary_rows(metrics: RunMetrics) -> list[tuple[Metric, list[str]]]:
