@@ -96,7 +96,7 @@ def _dispatch(words: list[str]) -> int:
         if second and not (name in VERBS and VERBS[name].takes):
             raise UserError(f"unknown verb '{name} {rest[0]}': {nearest(rest[0], second)}")
     if name not in VERBS:
-        raise UserError(f"unknown verb {name!r}: {nearest(name, [*VERBS, *WITHOUT_SETTINGS, 'show-config'])}")
+        return _no_verb(name, rest)
     verb = VERBS[name]
     if "--help" in rest or "-h" in rest:
         print(
@@ -111,6 +111,15 @@ def _dispatch(words: list[str]) -> int:
         print(composed.yaml, end="")
         return 0
     return _run(name, verb, composed, [*taken, *flags])
+
+
+def _no_verb(name: str, rest: Sequence[str]) -> int:
+    """The first word of verbs of two: names them; anything else is a mistake."""
+    family = [verb for verb in VERBS if verb.startswith(f"{name} ")]
+    if not family or (rest and rest[0] not in ("--help", "-h")):
+        raise UserError(f"unknown verb {name!r}: {nearest(name, [*VERBS, *WITHOUT_SETTINGS, 'show-config'])}")
+    print("\n".join(f"megu {verb:18} {VERBS[verb].summary}" for verb in family))
+    return 0 if rest else 2
 
 
 def _take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
@@ -164,6 +173,8 @@ def _interrupt(*_: object) -> None:
 def run_folder(verb: str, composed: Composed) -> Path:
     """``run.dir/run.name``; without a name, one made from the verb and the request, the same for the same request."""
     s = composed.settings
+    if verb == "request":
+        return Path(s.request.dir).expanduser().resolve()
     name = s.run.name
     if name is None:
         parts = [verb, s.data.name]
@@ -231,6 +242,12 @@ def _models(pipeline: Pipeline, composed: Composed) -> dict[str, Checkpoint]:
 
 
 def _unlearn(composed: Composed, folder: Path) -> None:
+    _unlearn_stages(composed, folder)
+    _print_results(folder, composed.settings.report.compare)
+    print(f"model:  {folder / 'model'}\nreport: {folder / 'report.html'}")
+
+
+def _unlearn_stages(composed: Composed, folder: Path) -> None:
     from megu_dist import pipeline as stages
 
     def prepare(pipeline: Pipeline) -> Callable[[], None]:
@@ -242,8 +259,6 @@ def _unlearn(composed: Composed, folder: Path) -> None:
         return lambda: stages.unlearn(pipeline, models)
 
     _with_pipeline(composed, folder, prepare)
-    _print_results(folder, composed.settings.report.compare)
-    print(f"model:  {folder / 'model'}\nreport: {folder / 'report.html'}")
 
 
 def _evaluate(composed: Composed, folder: Path) -> None:
@@ -475,6 +490,19 @@ def _list(words: list[str]) -> int:
     return 0
 
 
+def _request(verb: str) -> Callable[..., None]:
+    def run(composed: Composed, folder: Path, *taken: str) -> None:
+        from megu_dist.request import commands
+
+        if verb == "run":
+            return commands.run(composed, folder, _unlearn_stages)
+        actions = {"add": commands.add, "list": commands.listed, "show": commands.shown, "verify": commands.verify,
+                   "withdraw": commands.withdraw}  # fmt: skip
+        return actions[verb](composed, folder, *taken)
+
+    return run
+
+
 def _submit(words: list[str]) -> int:
     from megu_dist.jobs.commands import submit
 
@@ -589,6 +617,43 @@ VERBS: dict[str, Verb] = {
         "  megu analyze data=fashion_mnist model.path=runs/original/model evaluate.unlearned=runs/x/model \\\n"
         "      evaluate.retrained=runs/retrained/model 'forget.classes=[Shirt]'\n"
         "  megu analyze … run.name=x   (into the folder of a run: its report gets a section)",
+    ),
+    "request add": Verb(
+        _request("add"),
+        "record a deletion request: classes, or training images by id",
+        "  megu request add request.dir=deletions data=fashion_mnist 'forget.classes=[Shirt]'\n"
+        "  megu request add data=parquet data.path=DIR forget.ids_file=ids.txt request.id=ticket-4711",
+    ),
+    "request list": Verb(
+        _request("list"), "the requests of a ledger and how far they are", "  megu request list request.dir=deletions"
+    ),
+    "request run": Verb(
+        _request("run"),
+        "carry out all pending requests in one unlearning of the latest model",
+        "  megu request run request.dir=deletions data=fashion_mnist model.path=runs/original/model\n"
+        "  megu request run … evaluate.retrained=runs/retrained/model   (takes the words of megu unlearn, too)\n\n"
+        "model.path is the model before the first deletion; later runs start from the model of the run before.\n"
+        "A run that was stopped goes on with the same requests. A second one meanwhile waits for the first.",
+        ("evaluate.deep=[linear_probe,relearn]",),
+    ),
+    "request show": Verb(
+        _request("show"),
+        "what was asked, done and measured for a request, and what that does not prove; a page of it",
+        "  megu request show r0001 request.dir=deletions",
+        takes=("ID",),
+    ),
+    "request verify": Verb(
+        _request("verify"),
+        "check journal, records, ids and models of a ledger against their hashes",
+        "  megu request verify request.dir=deletions\n"
+        "  megu request verify HASH   (of a line, noted down earlier: it must still be there)",
+        takes=("HASH",),
+    ),
+    "request withdraw": Verb(
+        _request("withdraw"),
+        "take back a request that was not carried out",
+        "  megu request withdraw r0002 request.dir=deletions",
+        takes=("ID",),
     ),
     "report": Verb(
         _report,

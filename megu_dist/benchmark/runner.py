@@ -80,7 +80,7 @@ class CellRunner:
     def _key(self, cell: Cell, composed: Composed) -> str:
         """What the cell's numbers follow from: its settings and the weights that it starts from."""
         settings = asdict(composed.settings)
-        dropped = ["run", "report", "benchmark", "analyze", "sweep"]
+        dropped = ["run", "report", "benchmark", "analyze", "sweep", "request"]
         if cell.kind in ("original", "retrained"):
             dropped += ["oracle", "perturb", "method", "evaluate"]
         elif not lookup("method", composed.settings.method.name).target.needs_perturbed:

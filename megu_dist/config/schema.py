@@ -16,7 +16,8 @@ EXECUTION_ONLY = {"num_actors", "num_gpus", "num_cpus", "num_replicas", "max_rep
                   "request_timeout_s", "device_map", "reuse_prefix", "checkpoint_steps", "min_workers"}  # fmt: skip
 
 # Settings younger than many a run: at these values they are no part of a content key, so that those runs still count.
-YOUNGER = {"trainable": "all", "last_blocks": 1, "lora_rank": 16, "layer_decay": 1.0, "noise": "both"}
+YOUNGER = {"trainable": "all", "last_blocks": 1, "lora_rank": 16, "layer_decay": 1.0, "noise": "both",
+           "already_classes": [], "already_file": None}  # fmt: skip
 
 
 def keyed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -103,12 +104,15 @@ class EngineSettings:
 class ForgetSettings:
     """The forget request."""
 
-    scenario: str = "class"  # class | subclass | random | ids
+    scenario: str = "class"  # class | subclass | random | ids | mixed (classes, and the images of ids_file)
     classes: list[Any] = field(default_factory=list)  # names or indices; of fine classes in the subclass scenario
     fraction: float | None = None  # random: share of the training images
     count: int | None = None  # random: number of training images
     stratified: bool = True  # random: keep the class proportions
     ids_file: str | None = None  # one image id per line
+    # What the model has forgotten before: neither retained nor forgotten again, and no perturbing label.
+    already_classes: list[Any] = field(default_factory=list)
+    already_file: str | None = None  # one image id per line; ids that the data no longer holds are passed over
 
 
 @dataclass(kw_only=True)
@@ -267,6 +271,14 @@ class ReportSettings:
 
 
 @dataclass(kw_only=True)
+class RequestSettings:
+    """The ledger of deletion requests (`megu request`)."""
+
+    dir: str = "deletions"  # folder of the journal, the records and the models
+    id: str | None = None  # opaque id of a new request; none: the next number
+
+
+@dataclass(kw_only=True)
 class MeguSettings:
     """All settings of one command."""
 
@@ -285,4 +297,5 @@ class MeguSettings:
     analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
     benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
+    request: RequestSettings = field(default_factory=RequestSettings)
     exclude_forget: bool = False  # train: leave the forget set out (the retrained reference)

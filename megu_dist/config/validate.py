@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from megu_dist.config.registry import components, lookup
-from megu_dist.config.schema import MeguSettings
+from megu_dist.config.schema import ForgetSettings, MeguSettings
 from megu_dist.errors import UserError, nearest
 
 CHOICES = {
-    "forget.scenario": ["class", "subclass", "random", "ids"],
+    "forget.scenario": ["class", "subclass", "random", "ids", "mixed"],
     "perturb.label_policy": ["sample", "argmax"],
     "train.optimizer": ["sgd", "adamw"],
     "train.trainable": ["all", "head", "last_blocks", "lora"],
@@ -125,7 +125,7 @@ RANGES: dict[str, _Rule] = {
     "run.logical_cpus": ("at least 4", lambda v: v >= 4),
     "run.object_store_gb": ("at least 0.1", lambda v: v >= 0.1),
     "run.placement_timeout_s": POSITIVE,
-    "report.images": AT_LEAST_ONE,
+    "report.images": NOT_NEGATIVE,
     "analyze.images_per_class": AT_LEAST_ONE,
     "analyze.neighbours": AT_LEAST_ONE,
     "analyze.max_classes": AT_LEAST_ONE,
@@ -169,7 +169,7 @@ def check(settings: MeguSettings) -> None:
 def check_forget(settings: MeguSettings) -> None:
     """Checks that the forget request is complete and consistent, without looking at the data."""
     forget = settings.forget
-    if forget.scenario in ("class", "subclass") and not forget.classes:
+    if forget.scenario in ("class", "subclass", "mixed") and not forget.classes:
         raise UserError("forget.classes is empty: name the classes to forget, as in forget.classes=[Shirt]")
     if forget.scenario == "random":
         if (forget.fraction is None) == (forget.count is None):
@@ -180,21 +180,33 @@ def check_forget(settings: MeguSettings) -> None:
             )
         if forget.count is not None and forget.count < 1:
             raise UserError(f"forget.count={forget.count}: must be at least 1")
-    if forget.scenario == "ids":
+    _check_files(forget)
+    if settings.train.stop == "calibrated":
+        _check_calibrated(settings)
+
+
+def _check_calibrated(settings: MeguSettings) -> None:
+    if settings.forget.scenario in ("class", "subclass", "mixed"):
+        raise UserError(
+            "train.stop=calibrated compares forget images with unseen images of the same classes, which suits "
+            "forget.scenario=random or ids; use train.stop=fixed to forget a class"
+        )
+    if settings.data.validation_fraction == 0:
+        raise UserError("train.stop=calibrated needs unseen images: set data.validation_fraction=0.1, say")
+
+
+def _check_files(forget: ForgetSettings) -> None:
+    if forget.scenario in ("ids", "mixed"):
         if not forget.ids_file:
-            raise UserError("forget.scenario=ids needs forget.ids_file=FILE with one image id per line")
+            raise UserError(f"forget.scenario={forget.scenario} needs forget.ids_file=FILE with one image id per line")
         if not Path(forget.ids_file).expanduser().is_file():
             raise UserError(
                 f"forget.ids_file={forget.ids_file}: no such file; give a text file with one image id per line"
             )
-    if settings.train.stop == "calibrated":
-        if forget.scenario in ("class", "subclass"):
-            raise UserError(
-                "train.stop=calibrated compares forget images with unseen images of the same classes, which suits "
-                "forget.scenario=random or ids; use train.stop=fixed to forget a class"
-            )
-        if settings.data.validation_fraction == 0:
-            raise UserError("train.stop=calibrated needs unseen images: set data.validation_fraction=0.1, say")
+    if forget.already_file and not Path(forget.already_file).expanduser().is_file():
+        raise UserError(
+            f"forget.already_file={forget.already_file}: no such file; give a text file with one image id per line"
+        )
 
 
 def check_method(settings: MeguSettings) -> None:
@@ -222,7 +234,7 @@ def check_method(settings: MeguSettings) -> None:
         )
 
 
-def resolve_classes(wanted: list[object], class_names: list[str]) -> list[int]:
+def resolve_classes(wanted: list[object], class_names: list[str], key: str = "forget.classes") -> list[int]:
     """Names or indices → sorted labels. A name wins over an index. Raises :class:`UserError` for unknown ones."""
     labels = set()
     for item in wanted:
@@ -232,9 +244,9 @@ def resolve_classes(wanted: list[object], class_names: list[str]) -> list[int]:
         elif name.isdigit() and int(name) < len(class_names):
             labels.add(int(name))
         else:
-            raise UserError(f"forget.classes: the data has no class {name!r}; {nearest(name, class_names)}")
+            raise UserError(f"{key}: the data has no class {name!r}; {nearest(name, class_names)}")
     if len(labels) == len(class_names):
-        raise UserError("forget.classes names every class: nothing would be retained; leave some out")
+        raise UserError(f"{key} names every class: nothing would be retained; leave some out")
     return sorted(labels)
 
 

@@ -56,9 +56,15 @@ class Context:
     report: Callable[[dict[str, Any], Path | None, str], None] | None = None
     until: int | None = None  # epochs after which to stop, though the schedule has more
     forget_classes: tuple[int, ...] = ()  # classes that are forgotten as a whole
+    already_classes: tuple[int, ...] = ()  # classes that were forgotten as a whole before
     result: FitResult | None = field(default=None, init=False)
     told: dict[str, Any] = field(default_factory=dict, init=False)  # what a method says of itself
     _edit: Callable[[State], State] | None = field(default=None, init=False)
+
+    @property
+    def gone_classes(self) -> tuple[int, ...]:
+        """Classes that no image may be moved to."""
+        return (*self.forget_classes, *self.already_classes)
 
     @property
     def passes(self) -> int:

@@ -19,7 +19,7 @@ from megu_dist.jobs.package import INPUTS
 
 INPUT_FILES = ("forget.ids_file", "oracle.descriptions", "data.coarse", "data.class_names_file")
 MODELS = ("model.path", "evaluate.unlearned", "evaluate.retrained", "evaluate.retrained_second", "oracle.path")
-PLACES = ("run.dir", "data.path", "data.test_path", "data.cache_dir", "oracle.store")
+PLACES = ("run.dir", "request.dir", "data.path", "data.test_path", "data.cache_dir", "oracle.store")
 LISTS = ("report.compare",)
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PASSWORD = re.compile(r"://[^/?#@]*:[^/?#]*@|://\S*[?&](\w*key\w*|\w*secret\w*|\w*token\w*|sig)=", re.IGNORECASE)

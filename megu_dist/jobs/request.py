@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from megu_dist.cli import Verb
 
 CONFIG_DIR = "config_dir"  # folder of the package with the user's own YAML files
-LOCAL_ONLY = ("oracle show", "oracle compare", "report")  # look at finished runs: nothing for a cluster to do
+# What looks at finished runs or at a ledger: nothing for a cluster to do.
+LOCAL_ONLY = ("oracle show", "oracle compare", "report", "request add", "request list", "request show",
+              "request verify", "request withdraw")  # fmt: skip
 FORGETTING = ("unlearn", "evaluate", "analyze", "sweep", "oracle", "oracle fill", "plan")
 WITH_MODEL = ("unlearn", "evaluate", "analyze", "sweep")
 

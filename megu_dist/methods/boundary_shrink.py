@@ -66,5 +66,5 @@ def nearest_labels(original: nn.Module, pixels: Tensor, labels: Tensor, epsilon:
     with torch.no_grad():
         logits = logits_of(original, (pixels + epsilon * gradient.sign()).clamp(0, 1), ctx)
         logits[torch.arange(len(labels), device=labels.device), labels] = -torch.inf
-        logits[:, list(ctx.forget_classes)] = -torch.inf
+        logits[:, list(ctx.gone_classes)] = -torch.inf
         return logits.argmax(1)

@@ -4,6 +4,7 @@
 retrained model's is better (near 0 for a forgotten class, near test accuracy for a random forget set).
 ``acc_retain_test_masked``, where whole classes are forgotten: the best of the retained classes counts as the prediction.
 A model that never saw a class cannot take others for it; of the original model, this is what retraining can hope for.
+``acc_already_*``: on classes that earlier requests forgot, where there are any; 0 is right.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def accuracy(parts: Parts, seed: int) -> Numbers:
     numbers |= {f"loss_{name}": float(part.loss.mean()) for name, part in found.items()}
     retained, forgotten = parts.get("retain_test"), parts.get("forget_test")
     if retained is not None and forgotten is not None and len(retained) and len(forgotten):
-        gone = np.setdiff1d(forgotten.label, retained.label)
+        labels = [part.label for name, part in found.items() if name in ("forget_test", "already_test")]
+        gone = np.setdiff1d(np.concatenate(labels), retained.label)
         if len(gone):
             probs = retained.probs.copy()
             probs[:, gone] = -1

@@ -15,7 +15,7 @@ import numpy as np
 
 from megu_dist.errors import UserError
 
-PARTS = ("retain_train", "forget_train", "retain_test", "forget_test")
+PARTS = ("retain_train", "forget_train", "retain_test", "forget_test", "already_train", "already_test")
 
 
 @dataclass(frozen=True)

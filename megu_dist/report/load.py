@@ -26,6 +26,7 @@ class RunMetrics:
     scenario: str
     forget_count: int
     forget_classes: tuple[str, ...]
+    already_classes: tuple[str, ...]  # forgotten by earlier requests
     method: str
     class_names: tuple[str, ...]
     models: dict[str, Values]  # original, unlearned, retrained (where given) → metric → value
@@ -59,11 +60,12 @@ class RunMetrics:
             scenario=str(raw.get("scenario", "class")),
             forget_count=int(forget.get("count") or 0),
             forget_classes=tuple(str(name) for name in forget.get("classes") or ()),
+            already_classes=tuple(str(name) for name in _mapping(raw.get("already")).get("classes") or ()),
             method=str(raw.get("method", "?")),
             class_names=tuple(str(name) for name in raw.get("class_names") or ()),
             models={name: values for name, values in models.items() if values},
             versus_retrained=_values(raw, "versus_retrained"),
-            floor=_values(raw, "floor"),
+            floor=_values(raw, "versus_floor"),
             seconds=_values(raw, "seconds"),
             oracle=dict(_mapping(raw.get("oracle"))),
             engine=dict(_mapping(raw.get("engine"))),
@@ -77,10 +79,9 @@ class RunMetrics:
 
     @property
     def forgotten(self) -> frozenset[int]:
-        """Label-space classes that were forgotten as a whole; empty unless the scenario is ``class``."""
-        if self.scenario != "class":
-            return frozenset()
-        return frozenset(index for index, name in enumerate(self.class_names) if name in self.forget_classes)
+        """Label-space classes that were forgotten as a whole, now or before."""
+        named = {*self.already_classes, *(self.forget_classes if self.scenario in ("class", "mixed") else ())}
+        return frozenset(index for index, name in enumerate(self.class_names) if name in named)
 
     def value(self, model: str, metric: str) -> float | None:
         """A model's metric, or None where it was not measured."""

@@ -176,16 +176,6 @@ def _timing_caption(metrics: RunMetrics) -> str:
     return caption or "Seconds per stage."
 
 
-def fill_page(package: str, template: str, **values: Any) -> str:
-    """A page from the template in ``package``, escaped, with the style that all pages share as ``css``."""
-    from jinja2 import Environment, StrictUndefined
-
-    css = files("megu_dist.report").joinpath("page.css").read_text(encoding="utf-8")
-    source = files(package).joinpath(template).read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(css=css, **values)
-
-
 def _html(
     results: RunResults,
     others: Sequence[RunMetrics],
@@ -194,9 +184,8 @@ def _html(
     analysed: Sequence[Picture],
 ) -> str:
     metrics = results.metrics
-    return fill_page(
-        "megu_dist.report",
-        "template.html.j2",
+    return render_page(
+        files("megu_dist.report").joinpath("template.html.j2").read_text(encoding="utf-8"),
         metrics=metrics,
         forgotten=wording.forgotten_name(metrics),
         verdict=wording.verdict(metrics),
@@ -212,6 +201,16 @@ def _html(
         settings=public_settings(results.config_text),
         facts=_facts(results),
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page of the template, with the style that all pages share as ``css``; every value is escaped."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    css = Markup(files("megu_dist.report").joinpath("page.css").read_text(encoding="utf-8"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(css=css, **values)
 
 
 def _summary_rows(metrics: RunMetrics) -> list[tuple[Metric, list[str]]]:

@@ -12,6 +12,7 @@ ARROWS = {UP: "higher is better", DOWN: "lower is better", ALIKE: "nearer the re
 ABSENT = "–"
 COSTLY_DROP = 0.05  # loss of retained accuracy that the verdict points out
 FORGET_METRICS = ("acc_forget_train", "acc_forget_test")
+WHOLE = ("class", "mixed")  # scenarios that forget whole classes; mixed ones forget single training images, too
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ MODEL_METRICS = (
     ),
     Metric("acc_retain_train", "Accuracy, retained, training", UP, "share right among retained training images"),
     Metric("acc_forget_train", "Accuracy, forgotten, training", ALIKE, "share right among the forgotten images"),
+    Metric(
+        "acc_already_test",
+        "Accuracy, forgotten earlier, test",
+        DOWN,
+        "share right among test images of classes that earlier requests forgot",
+    ),
+    Metric("acc_already_train", "Accuracy, forgotten earlier, training", DOWN, "the same among training images"),
     Metric(
         "mia",
         "Membership inference (MIA)",
@@ -58,6 +66,8 @@ MODEL_METRICS = (
     Metric("relearn_reached", "Relearned", "", "1 where they were known again before evaluate.relearn_epochs"),
     Metric("loss_retain_test", "Loss, retained, test", DOWN, "mean cross-entropy on retained test images"),
     Metric("loss_forget_test", "Loss, forgotten, test", ALIKE, "mean cross-entropy on forgotten test images"),
+    Metric("loss_already_test", "Loss, forgotten earlier, test", ALIKE, "mean cross-entropy on the same test images"),
+    Metric("loss_already_train", "Loss, forgotten earlier, training", ALIKE, "the same on training images"),
     Metric("loss_retain_train", "Loss, retained, training", DOWN, "mean cross-entropy on retained training images"),
     Metric("loss_forget_train", "Loss, forgotten, training", ALIKE, "mean cross-entropy on the forgotten images"),
 )
@@ -87,7 +97,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def model_metrics(metrics: RunMetrics) -> list[Metric]:
     """Metrics measured on at least one model, the well-known first."""
     present = {key for values in metrics.models.values() for key, value in values.items() if value is not None}
-    always = {metric.key for metric in MODEL_METRICS if metric.key.startswith("acc_") or metric.key == "mia"}
+    always = {f"acc_{part}_{split}" for part in ("retain", "forget") for split in ("train", "test")} | {"mia"}
     chosen = [_directed(metric, metrics) for metric in MODEL_METRICS if metric.key in present | always]
     return chosen + _unknown(present, MODEL_METRICS)
 
@@ -100,7 +110,7 @@ def distances(metrics: RunMetrics) -> list[Metric]:
 
 def _directed(metric: Metric, metrics: RunMetrics) -> Metric:
     """In the class scenario a retrained model scores 0 on forgotten images: lower is better."""
-    if metrics.scenario == "class" and metric.key in FORGET_METRICS:
+    if metrics.scenario in WHOLE and metric.key in FORGET_METRICS[metrics.scenario == "mixed" :]:
         return Metric(metric.key, metric.title, DOWN, metric.meaning)
     return metric
 
@@ -113,14 +123,15 @@ def _unknown(present: Iterable[str], known: Iterable[Metric]) -> list[Metric]:
 def forgotten_name(metrics: RunMetrics, limit: int = 6) -> str:
     """What was forgotten: class names, or how many images."""
     names = metrics.forget_classes
-    if metrics.scenario in ("class", "subclass") and names:
-        return " + ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    if metrics.scenario in ("class", "subclass", "mixed") and names:
+        text = " + ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+        return text + (" and single images" if metrics.scenario == "mixed" else "")
     return f"{metrics.forget_count:,} training image" + ("" if metrics.forget_count == 1 else "s")
 
 
 def did_not_forget(metrics: RunMetrics) -> bool:
     """Class scenario: the unlearned model keeps more than half of the accuracy on what it should have forgotten."""
-    if metrics.scenario != "class":
+    if metrics.scenario not in WHOLE:
         return False
     key = _forget_key(metrics)
     before, after = metrics.value("original", key), metrics.value("unlearned", key)
@@ -137,7 +148,7 @@ def _forget_key(metrics: RunMetrics) -> str:
 def _opening(metrics: RunMetrics) -> str:
     name, key = forgotten_name(metrics), _forget_key(metrics)
     before, after = metrics.value("original", key), metrics.value("unlearned", key)
-    if metrics.scenario != "class" or before is None or after is None:
+    if metrics.scenario not in WHOLE or before is None or after is None:
         return f"Asked to forget {name}"
     if did_not_forget(metrics):
         return f"Did NOT forget {name}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from megu_dist.config.compose import Composed
-from megu_dist.report.render import draw, fill_page, public_settings
+from megu_dist.report.render import draw, public_settings, render_page
 from megu_dist.store import write_text
 from megu_dist.tune import outcome
 from megu_dist.tune.figures import figures
@@ -49,9 +50,8 @@ def _html(found: Outcome, composed: Composed, pictures: list[Any], folder: Path)
     s = composed.settings
     failed = found.rows[found.rows["status"] != "done"].drop_duplicates("trial")
     file = folder / "experiment" / "recommended.yaml"
-    return fill_page(
-        "megu_dist.tune",
-        "sweep.html.j2",
+    return render_page(
+        files("megu_dist.tune").joinpath("sweep.html.j2").read_text(encoding="utf-8"),
         name=folder.name,
         method=s.method.name,
         scenario=s.forget.scenario,

@@ -167,7 +167,7 @@ class _Run:
         """What the numbers follow from."""
         s = pipeline.settings
         settings = asdict(s)
-        dropped = ["run", "report", "benchmark", "analyze", "sweep"]
+        dropped = ["run", "report", "benchmark", "analyze", "sweep", "request"]
         if not lookup("method", s.method.name).target.needs_perturbed:
             dropped += ["oracle", "perturb"]
         for name in dropped:
