@@ -64,7 +64,7 @@ def build(words: Sequence[str], options: SubmitOptions, verbs: Mapping[str, Verb
         raise UserError("run.address: a job runs on the cluster it was submitted to; leave it out (--address names it)")
     words = [*words, *_gpu_words(name, options, given), "run.address=auto"]
     composed = load(words, verbs[name].defaults, options.config_dir)
-    placed, inputs = settle(composed.settings, options.shared)
+    placed, inputs = settle(composed.settings, options.shared, name)
     replaced = _keys(placed)
     kept = [word for word in words if word.partition("=")[0] not in replaced]
     words = [*kept, *placed, *_actor_words(name, composed.settings)]
