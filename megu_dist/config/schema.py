@@ -246,7 +246,7 @@ class SweepSettings:
     retries: int = 1  # of a trial that fails
     decode_gb: float = 4.0  # data sets up to this size are decoded once
     loggers: list[str] = field(default_factory=list)  # tensorboard | mlflow | wandb
-    mlflow_uri: str | None = None  # tracking server or folder; none: <run folder>/mlruns
+    mlflow_uri: str | None = None  # tracking server or database; none: mlflow.db in the run folder
 
 
 @dataclass(kw_only=True)

@@ -184,6 +184,7 @@ def test_wrong_input_starts_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_trials_with_several_workers_start_ray_train_and_never_wait_for_each_other(
     words: list[str], run_megu: Run, runs_dir: Path
 ) -> None:
@@ -201,6 +202,7 @@ def test_trials_with_several_workers_start_ray_train_and_never_wait_for_each_oth
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("search", ["grid", "optuna"])
 def test_a_sweep_that_was_killed_goes_on(search: str, words: list[str], runs_dir: Path) -> None:
     """SIGKILL of the driver after the first results: the second run keeps them, and ends with as many as were asked for."""
