@@ -18,6 +18,7 @@ from megu_dist.data.plan import CHUNK, hash_uniform
 from megu_dist.errors import UserError, nearest
 
 SMALL = 100_000  # rows whose labels and ids are read faster than a Ray worker starts
+LABELS = ("label", "fine")
 Keep = Callable[[pa.Table], np.ndarray]  # index table → mask of the rows to take
 
 
@@ -59,8 +60,8 @@ def make_split(
         table, counts = scan(source, "train", _InIds(frozenset(wanted)), progress)
         _check_ids(source, wanted, table, str(forget.ids_file))
     else:
-        everything, counts = scan(source, "train", None, progress, columns=("label",))
-        rows = choose(np.arange(len(everything)), everything["label"].to_numpy(), forget, seed)
+        labels, counts = scan(source, "train", None, progress, columns=("label",))
+        rows = choose(np.arange(len(labels), dtype=np.int32), labels["label"].to_numpy(), forget, seed)
         table, _ = scan(source, "train", _InRows(rows), progress)
     total = int(counts.sum())
     if len(table) == 0:
@@ -80,7 +81,8 @@ def scan(
     columns: tuple[str, ...] = ("row", "id", "label"),
 ) -> tuple[pa.Table, np.ndarray]:
     """Index rows of ``split`` that ``keep`` takes, by row, and the counts of all labels. Tasks are pieces of a split,
-    whose results come in their order; of a small split, this process reads them before a task would have started."""
+    whose results come in their order; of a small split, this process reads them before a task would have started.
+    Without ``keep``, labels are int32: they may be those of millions of rows."""
 
     from megu_dist.data import stream
 
@@ -115,6 +117,10 @@ class _Scan:
             taken = index if self.keep is None else index.filter(pa.array(self.keep(index)))
             sink = pa.BufferOutputStream()
             taken = taken.select(list(self.columns))
+            if self.keep is None:
+                taken = taken.cast(
+                    pa.schema([(f.name, pa.int32() if f.name in LABELS else f.type) for f in taken.schema])
+                )
             with pa.ipc.new_stream(sink, taken.schema) as writer:
                 writer.write_table(taken)
             records.append({"table": sink.getvalue().to_pybytes(), "counts": counts.tolist(), "rows": len(index)})
@@ -154,20 +160,38 @@ def choose(rows: np.ndarray, labels: np.ndarray, forget: ForgetSettings, seed: i
         raise UserError(f"{key} takes every one of {len(rows)} training images: nothing would be retained")
     if n < 1:
         raise UserError(f"forget.fraction={forget.fraction} of {len(rows)} images is less than one image")
-    parts = [hash_uniform(seed, 21, rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
-    priority = np.concatenate(parts)
     if not forget.stratified:
-        return np.sort(rows[np.argsort(priority, kind="stable")[:n]])
-    counts = np.bincount(labels)
+        return _smallest(rows, np.zeros(1, np.int32), np.array([n]), seed)
+    parts = (labels[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+    counts = sum(np.bincount(part, minlength=int(labels.max()) + 1) for part in parts)
     share = counts * n / len(rows)
     take = np.floor(share).astype(int)
     largest = np.argsort(take - share, kind="stable")  # largest remainder first
     take[largest[: n - take.sum()]] += 1
-    chosen = []
-    for label, count in enumerate(take):
-        mine = np.flatnonzero(labels == label)
-        chosen.append(rows[mine[np.argsort(priority[mine], kind="stable")[:count]]])
-    return np.sort(np.concatenate(chosen))
+    return _smallest(rows, labels, take, seed)
+
+
+def _smallest(rows: np.ndarray, groups: np.ndarray, take: np.ndarray, seed: int) -> np.ndarray:
+    """Of each group g (one for all rows, or one per row) the ``take[g]`` rows with the smallest hash, ascending.
+
+    Part by part, with no more than a few times the result in memory: there may be millions of rows.
+    """
+    groups = np.broadcast_to(groups, rows.shape)
+    held = [np.zeros(0), np.zeros(0, groups.dtype), np.zeros(0, rows.dtype)]  # hash, group, row
+    waiting: list[tuple[np.ndarray, ...]] = []
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        waiting.append((hash_uniform(seed, 21, rows[part]), groups[part], rows[part]))
+        if start + CHUNK < len(rows) and CHUNK * len(waiting) < take.sum():
+            continue
+        held = [np.concatenate(columns) for columns in zip(held, *waiting, strict=True)]
+        waiting = []
+        order = np.lexsort((held[0], held[1]))  # stable: of equal hashes, the first rows
+        group = held[1][order]
+        place = np.arange(len(order)) - np.searchsorted(group, group)
+        order = np.sort(order[place < take[group]])
+        held = [column[order] for column in held]
+    return np.sort(held[2])
 
 
 def read_ids(path: str) -> list[str]:
