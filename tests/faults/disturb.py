@@ -243,3 +243,22 @@ def gone(mark: str, agents: bool = True) -> None:
     while left := [one for one in marked(mark) if agents or not re.match(TITLES["agent"], one.title)]:
         assert time.monotonic() < deadline, f"still there: {[(one.pid, one.title.strip()[:60]) for one in left]}"
         time.sleep(0.2)
+
+
+def fill(disk: Path) -> Path:
+    """Takes every byte that is left."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            with suppress(OSError):
+                while file.write(b"x" * size) == size:
+                    pass
+    return filler
+
+
+def is_told_of_a_full_disk(run: Command) -> None:
+    """A sentence that says what is wrong and what to do; no traceback."""
+    assert run.wait() == 2, run.log[-6000:]
+    assert "a disk is full" in run.output
+    assert "run the same command again" in run.output
+    assert "Traceback" not in run.output

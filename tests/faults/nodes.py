@@ -25,6 +25,8 @@ HEARTBEAT = {
     "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 4,
 }
+OF_RAY = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "ActorLocationTracker", "_AutoscalingCoordinatorActor",
+          "_UsageCollectionActor", "_StatsActor")  # fmt: skip
 GROUPS = """
 import json, sys
 import ray
@@ -50,7 +52,6 @@ class Nodes:
     def add(self) -> None:
         """One more node."""
         self.workers.append(self.cluster.add_node(num_cpus=CPUS, object_store_memory=2**28))
-        self.cluster.wait_for_nodes(timeout=120)
 
     def processes(self) -> list[Process]:
         """Of all nodes for work."""
@@ -100,8 +101,8 @@ class Nodes:
 
 
 def _own(title: str) -> bool:
-    """Whether a process belongs to Ray itself, and to no run."""
-    return title.startswith(("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_StatsActor"))
+    """Whether a process belongs to Ray itself, and to no run: Ray Data leaves some actors to the runs that follow."""
+    return title.startswith(tuple(f"ray::{name}" for name in OF_RAY))
 
 
 @contextmanager
