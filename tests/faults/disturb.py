@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -16,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from outcomes import numbers
+
 MARK = "MEGU_FAULT_TEST"  # an environment variable that all processes of a run, or of a cluster, inherit
 PATIENCE_S = 240.0
 STAGES = ["split", "oracle", "perturb", "finetune", "evaluate", "report"]
 TITLES = {  # what Ray calls the processes
-    "reader": r"ray::(MapBatches\((Image|Part|Perturbed)Reader|_scan|.*[Rr]ead)",
+    "reader": r"ray::(MapBatches\((\w+Reader|_Scan)\)|.*[Rr]ead)",
     "perturber": r"ray::.*\(Perturber\)",
     "predictor": r"ray::.*\(Predictor\)",
     "train worker": r"ray::(.*TrainWorker|RayTrainWorker)",
@@ -210,15 +211,6 @@ def moments(folder: Path) -> dict[str, Callable[[], Any]]:
         "train worker": lambda: list(folder.glob("checkpoints/*/*/epoch-00000*/rank-0.json")),
         "predictor": (folder / "history.jsonl").exists,
     }
-
-
-def numbers(folder: Path) -> dict[str, Any]:
-    """What must not depend on a disturbance: ``metrics.json`` without times, and without how often an oracle was asked."""
-    found = json.loads((folder / "metrics.json").read_text())
-    for name in ("seconds", "environment", "oracle"):
-        del found[name]
-    found.get("versus_retrained", {}).pop("seconds_ratio", None)
-    return found
 
 
 def leftovers(root: Path, folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import disturb
-from disturb import Process
+from disturb import Command, Process
 
 from megu_dist.raysession import ENVIRONMENT
 
@@ -88,6 +88,13 @@ class Nodes:
     def work(self) -> list[Process]:
         """What is left of a run on the nodes: processes that do somebody's work, and no idle ones."""
         return [one for one in disturb.marked(self.mark) if one.title.startswith("ray::") and not _own(one.title)]
+
+    def nothing_is_left(self, run: Command) -> None:
+        """Waits for the end of a run's processes and placement groups; no temporary files are left."""
+        disturb.gone(run.mark)
+        disturb.wait_for(lambda: not self.work(), f"the end of {self.work()}", 60, every=0.5)
+        disturb.wait_for(lambda: self.groups() == "[]", "the end of the placement groups", 60, every=1)
+        assert not disturb.leftovers(run.root, run.folder)
 
     def _of(self, node: Any) -> list[Process]:
         raylet = self._raylet(node)

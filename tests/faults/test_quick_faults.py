@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import disturb
-import pytest
+import outcomes
 from safetensors.numpy import load_file
 
-from megu_dist import pipeline as stages
-from megu_dist.config.compose import load
-from megu_dist.data.stream import in_this_process
 from megu_dist.engine import checkpoints
-from megu_dist.progress import Reporter
 
-NET = ["model.width=8", "model.stage_blocks=[1]", "model.num_channels=1", "model.image_size=8"]
-# Short epochs, and many of them: each waits for Ray Train to take its checkpoint.
-LEARN = ["train.epochs=40", "train.retain_per_epoch=128", "train.batch_size=32", "train.precision=fp32"]
-
-
-@pytest.fixture(scope="module")
-def words(cache_dir: Path) -> list[str]:
-    """A small training job."""
-    return ["data=digits", f"data.cache_dir={cache_dir}", *NET, *LEARN, "train.threads=1", "engine=ddp"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the same job, done in this process."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with in_this_process():
-        pipeline = stages.Pipeline(load(words, ["train=scratch"]).settings, folder, Reporter(io.StringIO()))
-        with pipeline.store.locked():
-            stages.train(pipeline)
-    return folder
+EPOCHS = ["train.epochs=40", "train.lr=0.1"]
 
 
 def seen(run: disturb.Command) -> tuple[int, float]:
@@ -50,7 +26,9 @@ def goes_on(run: disturb.Command) -> None:
     run.until(lambda: seen(run) > before, f"a checkpoint after {before}", every=0.05)
 
 
-def test_full_disk_killed_worker_killed_driver(words: list[str], undisturbed: Path, tmp_path: Path, disk: Path) -> None:
+def test_full_disk_killed_worker_killed_driver(training_words: list[str], tmp_path: Path, disk: Path) -> None:
+    words = [*training_words, *EPOCHS]
+    undisturbed = outcomes.trained_here(words, tmp_path / "undisturbed")
     start = ["train", *words, "train.max_failures=0"]
     with disturb.command(start, tmp_path, "run", disk=disk) as run:
         run.until(lambda: seen(run)[0] >= 1, "a checkpoint", every=0.05)
