@@ -28,7 +28,7 @@ from megu_dist.data.split import ALREADY_SCHEMA, Gone, Split, ids_hash, make_spl
 from megu_dist.data.stream import here
 from megu_dist.errors import UserError
 from megu_dist.models.checkpoint import Checkpoint, check_labels, open_checkpoint
-from megu_dist.placement import watched
+from megu_dist.placement import elastic_least, watched
 from megu_dist.progress import Reporter
 from megu_dist.raysession import auto_actors
 from megu_dist.store import ArtefactStore, Record, content_key, write_json
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from megu_dist.oracle.cost import Estimate
 
+TRAINED = ("train", "finetune")  # stages whose work a group of training workers does
 SHORTLIST_IMAGES = 256  # forget images per class that tell where the classifier sends them
 
 
@@ -212,7 +213,16 @@ class Pipeline:
         """Has the user told what the stage waits for when the cluster is full."""
         if here():
             return nullcontext()
-        return watched(stage, lambda: self.reporter.done, self.reporter.say, self.settings.run.placement_timeout_s)
+        least = elastic_least(self.settings.train) if stage in TRAINED else ()
+        timeout = self.settings.run.placement_timeout_s
+        return watched(stage, lambda: self.reporter.done, self.reporter.say, timeout, least)
+
+    def check_cluster(self) -> None:
+        """Whether the cluster holds the training workers: refused before the stages that come before them."""
+        from megu_dist.engine.launch import check_workers
+
+        if not here() and not any(self.store.read(stage) for stage in TRAINED):
+            check_workers(self.settings.train)
 
     def tolerate(self, forget_rows: np.ndarray) -> None:
         """Has images that cannot be read named in the run folder and, but for those to be forgotten, left out "
@@ -626,6 +636,7 @@ class Pipeline:
 
 def train(pipeline: Pipeline) -> None:
     """The original model, or with ``exclude_forget`` the retrained reference."""
+    pipeline.check_cluster()
     s = pipeline.settings
     s = replace(s, method=lookup("method", "retrain").settings(name="retrain"))  # type: ignore[misc]
     pipeline.settings = s
@@ -645,6 +656,7 @@ def train(pipeline: Pipeline) -> None:
 
 def unlearn(pipeline: Pipeline, models: dict[str, Checkpoint]) -> None:
     """split → oracle → perturb → finetune → evaluate → report."""
+    pipeline.check_cluster()
     split, split_record = pipeline.split()
     records = [split_record]
     method = lookup("method", pipeline.settings.method.name).target

@@ -171,6 +171,16 @@ class TrainSettings:
     checkpoint_steps: int | None = None  # also after every so many steps; none: at ends of epochs only
     shuffle_window: int = 16384  # rows among which training rows are shuffled
 
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change during the run."""
+        return self.min_workers not in (None, self.num_workers)
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """What Ray sets aside for one worker."""
+        return {"CPU": self.num_cpus} | ({"GPU": 1.0} if self.use_gpu else {})
+
 
 @dataclass(kw_only=True)
 class SeedSettings:

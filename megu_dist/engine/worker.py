@@ -13,6 +13,7 @@ import numpy as np
 
 from megu_dist.config.registry import lookup
 from megu_dist.config.schema import MeguSettings
+from megu_dist.data import stream
 from megu_dist.data.base import Source
 from megu_dist.models.preprocess import Preprocess
 
@@ -43,6 +44,8 @@ def run(config: dict[str, Any]) -> dict[str, Any] | None:
     from ray import train as ray_train
 
     session, job = ray_train.get_context(), config["job"]
+    if job.settings.train.elastic and not job.settings.train.use_gpu:
+        stream.without_cpus(max(2, len(os.sched_getaffinity(0)) // session.get_local_world_size()))
     resumed = ray_train.get_checkpoint()
     place = Place(
         rank=session.get_world_rank(),
