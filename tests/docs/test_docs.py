@@ -21,7 +21,7 @@ from megu_dist.jobs import options as opts
 
 EXAMPLES = {"method": "to_uniform", "oracle": "table", "data": "npz"}  # of docs/extending.md, run by test_extending.py
 GROUP_CHOICES = [*GROUPS, "train", "experiment"]
-FILES = (".html", ".json", ".jsonl", ".yaml", ".py", ".md", ".txt", ".parquet", ".sh", ".csv")
+FILES = (".html", ".json", ".jsonl", ".yaml", ".py", ".md", ".txt", ".parquet", ".sh", ".csv", ".safetensors")
 PLACES = ("tests/", "megu_dist/", "configs/", "cluster/", "docs/", "tools/")
 
 
