@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,6 +100,10 @@ def _ports(context: Any) -> dict[str, int]:
     """The usual ones, except where this cluster says otherwise."""
     import ray
 
-    gcs = ray.get_runtime_context().gcs_address.rpartition(":")[2]
+    found = dict(USUAL)
+    with contextlib.suppress(AttributeError):  # a client (ray://) is not told
+        found["GCS"] = int(ray.get_runtime_context().gcs_address.rpartition(":")[2])
     board = str(getattr(context, "dashboard_url", None) or "").rpartition(":")[2]
-    return USUAL | {"GCS": int(gcs)} | ({"dashboard": int(board)} if board.isdigit() else {})
+    if board.isdigit():
+        found["dashboard"] = int(board)
+    return found

@@ -50,6 +50,8 @@ def doctor(words: Sequence[str]) -> int:
             f"--storage={options.get('--storage') or run.dir}: must be a folder that the nodes have mounted"
         )
     address = options.get("--address") or run.address
+    if sys.stderr.isatty():
+        print("looking at every node; this takes some seconds …" if address else "looking …", file=sys.stderr)
     outcome = examine(str(folder.absolute()), int(run.object_store_gb * 2**30), address)
     if "--json" in options:
         print(as_json(outcome))

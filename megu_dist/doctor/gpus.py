@@ -59,7 +59,8 @@ def _torch() -> Facts:
     from pathlib import Path
 
     visible = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-    lines = Path("/proc/self/environ").read_bytes().decode(errors="replace").split("\0")
+    began = Path("/proc/self/environ")
+    lines = began.read_bytes().decode(errors="replace").split("\0") if began.exists() else []
     first = dict(line.split("=", 1) for line in lines if "=" in line)  # before Ray changed it in this process
     env = {name: value for name, value in os.environ.items() if name not in visible}
     env |= {name: first[name] for name in visible if name in first}

@@ -112,7 +112,7 @@ def check_labels(checkpoint: Checkpoint, class_names: list[str], key: str = "mod
         raise UserError(
             f"{where} orders the classes otherwise than the data: label {moved} is "
             f"{checkpoint.labels[moved]!r} in the model and {class_names[moved]!r} in the data; "
-            "give the data's names in the model's order (data.class_names_file), or another model"
+            "give data.class_names_file in the model's order, or mend id2label in its config.json if that is wrong"
         )
 
 

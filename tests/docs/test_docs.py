@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from megu_dist.jobs import options as opts
 EXAMPLES = {"method": "to_uniform", "oracle": "table", "data": "npz"}  # of docs/extending.md, run by test_extending.py
 EXAMPLES["experiment"] = "recommended"  # what a sweep writes
 GROUP_CHOICES = [*GROUPS, "train", "experiment"]
-FILES = (".html", ".json", ".jsonl", ".yaml", ".py", ".md", ".txt", ".parquet", ".sh", ".csv")
+FILES = (".html", ".json", ".jsonl", ".yaml", ".py", ".md", ".txt", ".parquet", ".sh", ".csv", ".safetensors")
 PLACES = ("tests/", "megu_dist/", "configs/", "cluster/", "docs/", "tools/")
 
 
@@ -200,10 +203,19 @@ def test_every_page_is_listed_in_the_readme() -> None:
 
 
 def test_the_settings_page_is_made_from_the_settings() -> None:
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, ROOT / "tools" / "make_configuration.py", "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    silent = re.findall(r"^\| (`\S+`) .*\|\s*\|$", (ROOT / "docs" / "configuration.md").read_text(), re.MULTILINE)
+    assert not silent, "settings without a word about them: write a comment beside them"
+
+
+def test_the_figure_is_drawn_by_its_tool() -> None:
+    spec = importlib.util.spec_from_file_location("draw_how_it_works", ROOT / "tools" / "draw_how_it_works.py")
+    assert spec
+    assert spec.loader
+    tool = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = tool  # dataclasses look there
+    spec.loader.exec_module(tool)
+    assert tool.FIGURE.read_text() == tool.figure(), "make docs"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ set -e
 ip link set lo up
 PATH=$(dirname {python}):$PATH
 ray start --head --block --num-cpus=1 --port=6379 --dashboard-host={host} --node-ip-address=127.0.0.1 \
-    --temp-dir={folder}/ray --object-store-memory=100000000 --disable-usage-stats > {folder}/head.log 2>&1 &
+    --temp-dir={ray} --object-store-memory=100000000 --disable-usage-stats > {folder}/head.log 2>&1 &
 for i in $(seq 240); do (exec 3<> /dev/tcp/127.0.0.1/8265) 2> /dev/null && break; sleep 0.5; done
 sleep 3
 look="{python} -m megu_dist.cli doctor --address 127.0.0.1:6379 --storage {folder}/runs --json"
@@ -41,12 +42,13 @@ def looks(folder: Path, mode: str, host: str, other: str) -> tuple[dict[str, Any
     token.touch(0o600)
     token.write_text("0123456789abcdef" * 4)
     given = {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN_PATH": str(token), "RAY_enable_worker_prestart": "0"}
-    script = SCRIPT.format(python=sys.executable, folder=folder, host=host, other=other)
-    command = [*OWN_NETWORK, "bash", "-c", script]
-    try:
-        done = subprocess.run(command, env=os.environ | given, capture_output=True, text=True, timeout=280)
-    except FileNotFoundError:
-        pytest.skip("there is no unshare here")
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as ray:  # short, for the names of Ray's sockets
+        script = SCRIPT.format(python=sys.executable, folder=folder, ray=ray, host=host, other=other)
+        command = [*OWN_NETWORK, "bash", "-c", script]
+        try:
+            done = subprocess.run(command, env=os.environ | given, capture_output=True, text=True, timeout=280)
+        except FileNotFoundError:
+            pytest.skip("there is no unshare here")
     if "Operation not permitted" in done.stderr:
         pytest.skip("a network namespace is not allowed here")
     assert done.returncode == 0, done.stderr + (folder / "head.log").read_text()

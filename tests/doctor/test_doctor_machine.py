@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from mounts import NAMESPACE, mounts_allowed, small
 
-from megu_dist.doctor import auth, clock, disks, operators, ports, storage, versions
+from megu_dist.doctor import auth, clock, disks, gpus, operators, ports, storage, versions
 from megu_dist.doctor.base import FAIL, OK, WARN, Asked, Facts, Finding, Node
 from megu_dist.doctor.storage import Share
 
@@ -139,6 +139,29 @@ def test_a_deepspeed_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest
     assert one.level == FAIL
     assert "libcudart.so.12" in one.text
     assert "engine=ddp" in one.mend
+
+
+def test_a_driver_that_fails_and_a_torch_that_sees_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs in place of ``nvidia-smi``; torch is the real one, which sees as many GPUs as there are."""
+    tool = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    torch = gpus._torch()
+    have = len(torch["devices"])
+
+    def judged(script: str, ray: float | None) -> Finding:
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+        facts = {"driver": gpus._driver(), "torch": torch}
+        (one,) = gpus.judge({"here": facts}, Asked(nodes={"here": Node(storage="", gpus=ray)}))
+        return one
+
+    one = judged("echo NVIDIA-SMI has failed because it could not communicate with the driver; exit 9", None)
+    assert (one.level, "could not communicate" in one.text, "driver" in one.mend) == (FAIL, True, True)
+    one = judged(f"seq {have + 2} | sed s/.*/550.54.15/", None)
+    assert one.level == FAIL
+    assert f"nvidia-smi counts {have + 2} GPUs, torch can use {have}" in one.text
+    one = judged(f"seq {have} | sed s/.*/550.54.15/", have)
+    assert one.level == OK
 
 
 def test_packages_that_are_missing_or_out_of_range(tmp_path: Path) -> None:
