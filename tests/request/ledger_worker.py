@@ -73,7 +73,7 @@ def composed(*words: str) -> Composed:
 
 
 def client(folder: Path, model: str, cache_dir: str) -> None:
-    """Three requests in two batches. Done again from the start, it takes "is there already" for an answer."""
+    """Three requests in three batches. Done again from the start, it takes "is there already" for an answer."""
     os.chdir(folder)
     Path("asked.txt").write_text("train/00000002\ntrain/00000001\n")
     data = ("data=digits", f"data.cache_dir={cache_dir}", "request.dir=ledger")

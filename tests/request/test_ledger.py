@@ -23,7 +23,7 @@ from megu_dist.request.record import model_hash
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, untrained_model: Path, cache_dir: Path) -> Path:
-    """A ledger with three requests in two batches."""
+    """A ledger with three requests in three batches."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -47,7 +47,7 @@ def test_each_line_can_be_checked_with_sha256sum_alone(finished: Path) -> None:
             assert entry["previous"] == previous
             previous = entry["hash"]
     command = "sha256sum *.json *.safetensors | LC_ALL=C sort -k2 | sha256sum"
-    folder = finished / "batches" / "b0002" / "model"
+    folder = finished / "batches" / "b0003" / "model"
     done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == model_hash(folder)["sha256"]
 
@@ -117,14 +117,14 @@ def touch(path: str, text: str | None) -> Callable[[Path], None]:
         (drop("records.jsonl", 0), "records.jsonl, line 1: does not follow"),
         (drop("requests.jsonl", 1), "requests.jsonl, line 2: does not follow"),
         (drop("records.jsonl", 2), "record of c: is not there"),  # the last line: nothing after it holds its hash
-        (drop("requests.jsonl", 6), "record of c: the journal does not say that it is finished"),
-        (rewrite("records.jsonl", 0, classes=["four"]), "record of a: is not there"),
+        (drop("requests.jsonl", 8), "record of c: the journal does not say that it is finished"),
+        (rewrite("records.jsonl", 1, classes=["four"]), "record of a: is not there"),
         (rewrite("requests.jsonl", 0, classes=["four"]), "record of a: classes does not fit"),
         (touch("ids/b.txt", "# salt\ntrain/00000001\n"), "b.txt: is missing or was changed"),
         (touch("ids/b.txt", None), "b.txt: is missing or was changed"),
-        (touch("batches/b0002/model/model.safetensors", "others"), "model: was changed, or is another model"),
-        (touch("batches/b0001/split/manifest.json", "{}"), "record of a: data does not fit"),
-        (lambda ledger: shutil.rmtree(ledger / "batches/b0002/model"), "the latest model is not there"),
+        (touch("batches/b0003/model/model.safetensors", "others"), "model: was changed, or is another model"),
+        (touch("batches/b0002/split/manifest.json", "{}"), "record of a: data does not fit"),
+        (lambda ledger: shutil.rmtree(ledger / "batches/b0003/model"), "the latest model is not there"),
         (edit("records.jsonl", 0, "{", ""), "records.jsonl, line 1"),
         (lambda ledger: (ledger / "requests.jsonl").write_text(line_of({"schema": 1, "number": 0, "previous": "0" * 64})),
          "is not as documented"),
@@ -140,7 +140,7 @@ def test_lines_taken_from_both_ends_show_to_who_noted_a_hash_down(ledger: Path) 
     head = Chain(ledger / "records.jsonl").read()[-1]["hash"]
     drop("records.jsonl", 2)(ledger)
     for _ in range(3):
-        drop("requests.jsonl", 4)(ledger)
+        drop("requests.jsonl", 6)(ledger)
     assert verify_records.Ledger(ledger, []).bad == []
     assert verify_records.Ledger(ledger, [head]).bad == [f"{head}: no line has this hash; lines are missing"]
 
@@ -158,10 +158,10 @@ def test_an_unfinished_last_line_is_passed_over_and_cut_off(ledger: Path, rest: 
     journal = ledger / "requests.jsonl"
     before = journal.read_bytes()
     journal.write_bytes(before + rest)
-    assert len(Chain(journal).read()) == 7
+    assert len(Chain(journal).read()) == 9
     checked = verify_records.Ledger(ledger, [])
     assert not checked.bad
-    assert "7 lines, and an unfinished one" in checked.notes[0]
+    assert "9 lines, and an unfinished one" in checked.notes[0]
     assert journal.read_bytes() == before + rest  # looking changes nothing
     Chain(journal).append([{"schema": 1, "event": "added"}])
     assert journal.read_bytes().startswith(before + b'{"event":"added"')
@@ -180,7 +180,7 @@ def test_a_lock_names_its_holder(tmp_path: Path) -> None:
 def test_no_id_and_no_image_is_in_a_record(finished: Path) -> None:
     text = (finished / "records.jsonl").read_text()
     assert "train/0000000" not in text
-    record = Chain(finished / "records.jsonl").read()[1]
+    record = Chain(finished / "records.jsonl").read()[0]
     assert record["images"] == 2
     assert record["ids_sha256"] == hashlib.sha256((finished / "ids" / "b.txt").read_bytes()).hexdigest()
     first, *ids = (finished / "ids" / "b.txt").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Requests on the digits, with the real unlearning: two in one batch, then one more."""
+"""Requests on the digits, with the real unlearning: two in one run, then one more."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ledger(
     digits: Source, digits_words: list[str], digits_model: Path, digits_retrained: Path, run_megu: Run,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:  # fmt: skip
-    """The ledger after ``three`` and five images of ``zero`` were deleted together, and ``eight`` after them."""
+    """The ledger after ``three`` and five images of ``zero`` were deleted in one run, and ``eight`` after them."""
     folder = tmp_path_factory.mktemp("requests") / "ledger"
     labels = np.concatenate([digits.index(piece)["label"].to_numpy() for piece in digits.pieces("train")])
     ids = folder.parent / "ids.txt"
@@ -46,7 +46,7 @@ def ledger(
         done = run_megu(words)
         assert done.code == 0, done.output
     assert "split: started" in done.output
-    assert str(folder / "batches" / "b0002" / "model") in done.output
+    assert str(folder / "batches" / "b0003" / "model") in done.output
     return folder
 
 
@@ -55,39 +55,39 @@ def records(ledger: Path) -> dict[str, Any]:
 
 
 def test_each_request_has_a_record_of_its_own(ledger: Path, digits_model: Path) -> None:
-    one, two, three = records(ledger).values()
-    assert (one["classes"], two["classes"], two["images"], three["classes"]) == (["three"], [], IMAGES, ["eight"])
-    assert one["batch"] == two["batch"] == "b0001"
-    assert one["model_before"]["sha256"] == model_hash(digits_model)["sha256"]
-    assert one["model_after"] == two["model_after"]
-    assert three["model_before"]["sha256"] == one["model_after"]["sha256"]
-    assert one["data"]["forget"] == 146 + IMAGES
-    assert three["data"]["already"] == 146 + IMAGES
-    assert three["data"]["forget"] + three["data"]["retain"] + three["data"]["already"] == three["data"]["train"]
-    assert one["settings"]["forget"]["scenario"] == "mixed"
-    assert (one["measured"]["after"]["train_images"], two["measured"]["after"]["train_images"]) == (146, IMAGES)
+    images, one, other = records(ledger).values()
+    assert [entry["request"] for entry in (images, one, other)] == ["r0002", "r0001", "r0003"]  # images first
+    assert (images["images"], one["classes"], other["classes"]) == (IMAGES, ["three"], ["eight"])
+    before = model_hash(digits_model)["sha256"]
+    for record in (images, one, other):
+        assert record["model_before"]["sha256"] == before
+        before = record["model_after"]["sha256"]
+        data = record["data"]
+        assert data["forget"] + data["retain"] + data["already"] == data["train"]
+        assert record["settings"]["train"]["stop"] == ("calibrated" if record is images else "fixed")
+    assert [(r["data"]["forget"], r["data"]["already"]) for r in (images, one)] == [(IMAGES, 0), (146, IMAGES)]
+    assert images["measured"]["after"]["train_images"] == IMAGES
+    assert "acc_test" not in images["measured"]["after"]
     assert one["measured"]["before"]["acc_test"] > 0.8
     assert one["measured"]["after"]["acc_test"] < 0.1
-    assert "acc_test" not in two["measured"]["after"]
-    for record in (one, three):
+    for record in (one, other):
         assert {"probe_forget_acc", "relearn_epochs", "mia"} <= record["metrics"]["after"].keys()
     assert one["metrics"]["retrained"]["acc_forget_test"] == 0
     assert "tow" in one["metrics"]["versus_retrained"]
     assert one["references"].keys() == {"retrained"}
-    assert "retrained" not in three["metrics"]
+    assert not {"retrained"} & (images["metrics"].keys() | other["metrics"].keys())  # trained without `three`
 
 
 def test_what_was_deleted_stays_deleted(ledger: Path) -> None:
-    third = records(ledger)["r0003"]
-    after = third["metrics"]["after"]
+    after = records(ledger)["r0003"]["metrics"]["after"]
     assert after["acc_forget_test"] < 0.1
-    assert after["acc_already_test"] < 0.1  # `three`, which the second batch never saw
+    assert after["acc_already_test"] < 0.1  # `three`, of which this batch saw nothing
     assert after["acc_already_train"] < 0.1
     assert after["acc_retain_test"] > 0.7
 
 
-def test_the_second_batch_uses_nothing_of_the_first(ledger: Path, digits: Source) -> None:
-    folder = ledger / "batches" / "b0002"
+def test_a_batch_uses_nothing_of_those_before(ledger: Path, digits: Source) -> None:
+    folder = ledger / "batches" / "b0003"
     gone = pq.read_table(folder / "split" / "already.parquet")
     forget = pq.read_table(folder / "split" / "forget.parquet")
     assert len(gone) == 146 + IMAGES
@@ -133,7 +133,14 @@ def test_list_show_and_verify(ledger: Path, run_megu: Run) -> None:
     assert done.code == 0, done.output
     page = (ledger / "pages" / "r0001.html").read_text()
     told = ["Deletion request r0001", "class &#39;three&#39;", "What this does not prove", "no second one was given"]
-    for text in (*told, "Linear probe", "Relearn epochs", "Membership inference", "not run", records(ledger)["r0001"]["hash"]):
+    for text in (
+        *told,
+        "Linear probe",
+        "Relearn epochs",
+        "Membership inference",
+        "not run",
+        records(ledger)["r0001"]["hash"],
+    ):
         assert text in page, text
     assert "<script" not in page
     assert page.count("data:image/png;base64,") == 2
@@ -167,4 +174,4 @@ def test_running_again_does_nothing(ledger: Path, run_megu: Run, digits_words: l
     assert {p: t for p, t in after.items() if p.name != ".lock"} == {
         p: t for p, t in before.items() if p.name != ".lock"
     }
-    assert len(Ledger(ledger).state().batches) == 2
+    assert len(Ledger(ledger).state().batches) == 3
