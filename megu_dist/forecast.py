@@ -57,10 +57,9 @@ def _count_forget(pipeline: Pipeline) -> int:
     forget, total = pipeline.settings.forget, pipeline.source.num_rows("train")
     if forget.scenario == "random":
         return forget.count or round(total * (forget.fraction or 0.0))
-    named = len(read_ids(str(forget.ids_file))) if forget.scenario in ("ids", "mixed") else 0
     if forget.scenario == "ids":
-        return named
+        return len(read_ids(str(forget.ids_file)))
     source = pipeline.source.fine if pipeline.fine and pipeline.source.fine is not None else pipeline.source
     wanted = pipeline.subclasses if pipeline.fine else pipeline.classes
     labels = (source.index(piece)["label"].to_numpy() for piece in source.pieces("train"))
-    return named + sum(int(np.isin(part, wanted).sum()) for part in labels)
+    return sum(int(np.isin(part, wanted).sum()) for part in labels)

@@ -62,12 +62,12 @@ class Pipeline:
         """The forget request against the data's classes."""
         check_forget(self.settings)
         forget = self.settings.forget
-        if forget.scenario in ("class", "mixed"):
+        if forget.scenario == "class":
             refuse_fine_names(forget.classes, self.source)
             self.classes = resolve_classes(forget.classes, self.names)
         if forget.scenario == "subclass":
             self.subclasses = resolve_subclasses(forget.classes, self.source)
-        if forget.scenario in ("ids", "mixed"):
+        if forget.scenario == "ids":
             read_ids(str(forget.ids_file))
         self._check_already()
         count, total = self.settings.forget.count, self.source.num_rows("train")
@@ -243,7 +243,7 @@ class Pipeline:
         forget = self.settings.forget
         inputs: dict[str, Any] = {"data": self.source.fingerprint(), "forget": _keyed(forget), "classes": self.classes}
         inputs["seed"] = self.settings.seed.unlearn if forget.scenario == "random" else None
-        if forget.scenario in ("ids", "mixed"):
+        if forget.scenario == "ids":
             inputs["ids"] = ids_hash(read_ids(str(forget.ids_file)))
         if gone := self.gone:
             inputs["already"] = [self.already, ids_hash(list(gone.ids))]

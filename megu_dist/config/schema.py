@@ -104,7 +104,7 @@ class EngineSettings:
 class ForgetSettings:
     """The forget request."""
 
-    scenario: str = "class"  # class | subclass | random | ids | mixed (classes, and the images of ids_file)
+    scenario: str = "class"  # class | subclass | random | ids
     classes: list[Any] = field(default_factory=list)  # names or indices; of fine classes in the subclass scenario
     fraction: float | None = None  # random: share of the training images
     count: int | None = None  # random: number of training images

@@ -11,7 +11,7 @@ from megu_dist.config.schema import ForgetSettings, MeguSettings
 from megu_dist.errors import UserError, nearest
 
 CHOICES = {
-    "forget.scenario": ["class", "subclass", "random", "ids", "mixed"],
+    "forget.scenario": ["class", "subclass", "random", "ids"],
     "perturb.label_policy": ["sample", "argmax"],
     "train.optimizer": ["sgd", "adamw"],
     "train.trainable": ["all", "head", "last_blocks", "lora"],
@@ -169,7 +169,7 @@ def check(settings: MeguSettings) -> None:
 def check_forget(settings: MeguSettings) -> None:
     """Checks that the forget request is complete and consistent, without looking at the data."""
     forget = settings.forget
-    if forget.scenario in ("class", "subclass", "mixed") and not forget.classes:
+    if forget.scenario in ("class", "subclass") and not forget.classes:
         raise UserError("forget.classes is empty: name the classes to forget, as in forget.classes=[Shirt]")
     if forget.scenario == "random":
         if (forget.fraction is None) == (forget.count is None):
@@ -186,7 +186,7 @@ def check_forget(settings: MeguSettings) -> None:
 
 
 def _check_calibrated(settings: MeguSettings) -> None:
-    if settings.forget.scenario in ("class", "subclass", "mixed"):
+    if settings.forget.scenario in ("class", "subclass"):
         raise UserError(
             "train.stop=calibrated compares forget images with unseen images of the same classes, which suits "
             "forget.scenario=random or ids; use train.stop=fixed to forget a class"
@@ -196,9 +196,9 @@ def _check_calibrated(settings: MeguSettings) -> None:
 
 
 def _check_files(forget: ForgetSettings) -> None:
-    if forget.scenario in ("ids", "mixed"):
+    if forget.scenario == "ids":
         if not forget.ids_file:
-            raise UserError(f"forget.scenario={forget.scenario} needs forget.ids_file=FILE with one image id per line")
+            raise UserError("forget.scenario=ids needs forget.ids_file=FILE with one image id per line")
         if not Path(forget.ids_file).expanduser().is_file():
             raise UserError(
                 f"forget.ids_file={forget.ids_file}: no such file; give a text file with one image id per line"

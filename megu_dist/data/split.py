@@ -81,8 +81,13 @@ def make_split(
     already = scan(source, "train", gone, columns=("row", "label"))[0] if gone else ALREADY_SCHEMA.empty_table()
     table, counts = _select(source, forget, classes, seed, progress, already["row"].to_numpy())
     again = np.isin(table["row"].to_numpy(), already["row"].to_numpy())
-    if again.any() and forget.ids_file is not None and forget.scenario in ("ids", "mixed"):
-        _refuse_again(table.filter(pa.array(again)), forget.ids_file)
+    if again.any() and forget.scenario == "ids":
+        ids = table.filter(pa.array(again))["id"].to_pylist()
+        shown = ", ".join(repr(i) for i in ids[:5]) + (" …" if len(ids) > 5 else "")
+        told = "was" if len(ids) == 1 else "were"
+        raise UserError(
+            f"forget.ids_file={forget.ids_file}: {shown} {told} forgotten before; leave out what forget.already_file names"
+        )
     table = table.filter(pa.array(~again))
     total = int(counts.sum())
     if len(table) == 0:
@@ -114,10 +119,9 @@ def _select(
     if forget.scenario == "subclass":
         keep = _InLabels(classes, "fine")
         return scan(source, "train", keep, progress, columns=("row", "id", "label", "fine"))
-    if forget.scenario in ("ids", "mixed"):
+    if forget.scenario == "ids":
         wanted = read_ids(str(forget.ids_file))
-        named = Gone(tuple(classes), frozenset(wanted))
-        table, counts = scan(source, "train", named, progress)
+        table, counts = scan(source, "train", _InIds(frozenset(wanted)), progress)
         _check_ids(source, wanted, table, str(forget.ids_file))
         return table, counts
     everything, counts = scan(source, "train", None, progress, columns=("label",))
@@ -127,17 +131,6 @@ def _select(
         labels = labels[free]
     rows = choose(free, labels, forget, seed)
     return scan(source, "train", _InRows(rows), progress)[0], counts
-
-
-def _refuse_again(again: pa.Table, path: str) -> None:
-    named = set(read_ids(path))  # a class may well hold images that were forgotten singly
-    ids = [i for i in again["id"].to_pylist() if i in named]
-    if ids:
-        shown = ", ".join(repr(i) for i in ids[:5]) + (" …" if len(ids) > 5 else "")
-        were = "was" if len(ids) == 1 else "were"
-        raise UserError(
-            f"forget.ids_file={path}: {shown} {were} forgotten before; leave {'it' if were == 'was' else 'them'} out"
-        )
 
 
 def scan(

@@ -80,7 +80,7 @@ class RunMetrics:
     @property
     def forgotten(self) -> frozenset[int]:
         """Label-space classes that were forgotten as a whole, now or before."""
-        named = {*self.already_classes, *(self.forget_classes if self.scenario in ("class", "mixed") else ())}
+        named = {*self.already_classes, *(self.forget_classes if self.scenario == "class" else ())}
         return frozenset(index for index, name in enumerate(self.class_names) if name in named)
 
     def value(self, model: str, metric: str) -> float | None:

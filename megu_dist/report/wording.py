@@ -12,7 +12,6 @@ ARROWS = {UP: "higher is better", DOWN: "lower is better", ALIKE: "nearer the re
 ABSENT = "–"
 COSTLY_DROP = 0.05  # loss of retained accuracy that the verdict points out
 FORGET_METRICS = ("acc_forget_train", "acc_forget_test")
-WHOLE = ("class", "mixed")  # scenarios that forget whole classes; mixed ones forget single training images, too
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def distances(metrics: RunMetrics) -> list[Metric]:
 
 def _directed(metric: Metric, metrics: RunMetrics) -> Metric:
     """In the class scenario a retrained model scores 0 on forgotten images: lower is better."""
-    if metrics.scenario in WHOLE and metric.key in FORGET_METRICS[metrics.scenario == "mixed" :]:
+    if metrics.scenario == "class" and metric.key in FORGET_METRICS:
         return Metric(metric.key, metric.title, DOWN, metric.meaning)
     return metric
 
@@ -123,15 +122,14 @@ def _unknown(present: Iterable[str], known: Iterable[Metric]) -> list[Metric]:
 def forgotten_name(metrics: RunMetrics, limit: int = 6) -> str:
     """What was forgotten: class names, or how many images."""
     names = metrics.forget_classes
-    if metrics.scenario in ("class", "subclass", "mixed") and names:
-        text = " + ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-        return text + (" and single images" if metrics.scenario == "mixed" else "")
+    if metrics.scenario in ("class", "subclass") and names:
+        return " + ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
     return f"{metrics.forget_count:,} training image" + ("" if metrics.forget_count == 1 else "s")
 
 
 def did_not_forget(metrics: RunMetrics) -> bool:
     """Class scenario: the unlearned model keeps more than half of the accuracy on what it should have forgotten."""
-    if metrics.scenario not in WHOLE:
+    if metrics.scenario != "class":
         return False
     key = _forget_key(metrics)
     before, after = metrics.value("original", key), metrics.value("unlearned", key)
@@ -148,7 +146,7 @@ def _forget_key(metrics: RunMetrics) -> str:
 def _opening(metrics: RunMetrics) -> str:
     name, key = forgotten_name(metrics), _forget_key(metrics)
     before, after = metrics.value("original", key), metrics.value("unlearned", key)
-    if metrics.scenario not in WHOLE or before is None or after is None:
+    if metrics.scenario != "class" or before is None or after is None:
         return f"Asked to forget {name}"
     if did_not_forget(metrics):
         return f"Did NOT forget {name}"

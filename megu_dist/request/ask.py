@@ -74,18 +74,20 @@ def read(settings: MeguSettings, source: Source, words: Sequence[str]) -> Asked:
     forget = settings.forget
     scenario = forget.scenario
     if scenario == "class" and forget.ids_file:  # the default scenario: the file says that images are meant
-        scenario = "mixed" if any(word.lstrip("+").startswith("forget.classes=") for word in words) else "ids"
+        if any(word.lstrip("+").startswith("forget.classes=") for word in words):
+            raise UserError("forget.classes and forget.ids_file: a request names one or the other; make two requests")
+        scenario = "ids"
     if scenario in ("subclass", "random"):
         raise UserError(
             f"forget.scenario={scenario}: a deletion request names classes of the model (forget.classes=[…]) or images "
             "(forget.ids_file=FILE, one id a line)"
         )
-    if scenario in ("ids", "mixed") and not forget.ids_file:
-        raise UserError(f"forget.scenario={scenario} needs forget.ids_file=FILE with one image id per line")
+    if scenario == "ids" and not forget.ids_file:
+        raise UserError("forget.scenario=ids needs forget.ids_file=FILE with one image id per line")
     if forget.already_classes or forget.already_file:
         raise UserError("forget.already_classes and forget.already_file follow from the ledger: leave them out")
-    classes = () if scenario == "ids" else _classes(forget, source)
-    ids = () if scenario == "class" else _ids(str(forget.ids_file))
+    classes = _classes(forget, source) if scenario == "class" else ()
+    ids = _ids(str(forget.ids_file)) if scenario == "ids" else ()
     if not classes and not ids:
         raise UserError("the request names nothing: give forget.classes=[Shirt] or forget.ids_file=FILE")
     return Asked(classes, ids, forget.ids_file)
@@ -146,10 +148,6 @@ def refuse_unknown(asked: Asked, source: Source, ledger: Ledger, state: State) -
             raise UserError(
                 f"forget.ids_file={asked.file}: {name!r} is of class {of!r}, which request {owner[of].id} "
                 f"({owner[of].state}) covers; nothing was added"
-            )
-        if of in asked.classes:
-            raise UserError(
-                f"forget.ids_file={asked.file}: {name!r} is of class {of!r}, which forget.classes names, too"
             )
     if seen.covered == 0:
         raise UserError(

@@ -1,5 +1,8 @@
 """``megu request run``: all pending requests in one unlearning of the latest model, then a record of each.
 
+Requests for images and requests for classes are two unlearnings, where both are pending: a class must end up unknown, an
+image only as little known as one that was never seen, so they are trained until different points.
+
 Between any two writes the process may die. What it had done is found in the journal and in the batch's folder, and the
 next run goes on from there: the same requests, the same run folder, no stage twice, no record twice.
 """
@@ -22,11 +25,12 @@ from megu_dist.models.checkpoint import open_checkpoint
 from megu_dist.request import durable
 from megu_dist.request.ask import ids_of
 from megu_dist.request.chain import Entry
-from megu_dist.request.ledger import Ledger, Request, State
+from megu_dist.request.ledger import OPEN, Ledger, Request, State
 from megu_dist.request.record import OUTCOME, append_records, model_hash, write_outcome
 
 Unlearn = Callable[[Composed, Path], None]  # settings, run folder: `megu unlearn` without its last words
 Say = Callable[[str], None]
+UNSEEN = 0.1  # share of the test images that the calibrated stop compares with, where none is set
 # What of a finished batch holds images, or weights that know them.
 PURGED = ("perturbed", "checkpoints", ".previous", ".tmp")
 
@@ -49,13 +53,14 @@ def run(composed: Composed, unlearn: Unlearn, say: Say) -> list[Entry]:
 
 
 def _batches(ledger: Ledger, composed: Composed, say: Say) -> Iterator[str]:
-    """The batch that a dead process has left, then one of everything that is pending."""
+    """The batch that a dead process has left, then those of what is pending: images before the classes they may be of."""
     if left := ledger.state().open_batch:
         say(f"batch {left} was started and not finished: going on with it")
         yield left
-    state = ledger.state()
-    if pending := state.named("pending", "failed"):
-        yield _start(ledger, state, pending, composed)
+    for whole in (False, True):
+        state = ledger.state()
+        if pending := [one for one in state.named("pending", "failed") if bool(one.classes) is whole]:
+            yield _start(ledger, state, pending, composed)
 
 
 def _start(ledger: Ledger, state: State, pending: list[Request], composed: Composed) -> str:
@@ -116,10 +121,9 @@ def _settings(
                 durable.write(path, text)
     classes = [name for request in requests for name in request.classes]
     gone = [name for request in done for name in request.classes]
-    scenario = "mixed" if classes and "ids" in files else "ids" if "ids" in files else "class"
     s = composed.settings
     forget = ForgetSettings(
-        scenario=scenario, classes=list(classes), ids_file=files.get("ids"),
+        scenario="class" if classes else "ids", classes=list(classes), ids_file=files.get("ids"),
         already_classes=list(gone), already_file=files.get("already"),
     )  # fmt: skip
     settings = replace(
@@ -129,8 +133,20 @@ def _settings(
         run=replace(s.run, dir=str(folder.parent), name=batch),
         report=replace(s.report, images=0),  # no picture of what is to be deleted
         exclude_forget=False,
+        train=replace(s.train, stop=_stop(composed) if not classes else "fixed"),
     )
+    if {one.id for one in state.named(*OPEN)} - {one.id for one in requests}:
+        # More comes after this: a reference trained without all that is deleted is one of the last unlearning.
+        settings = replace(settings, evaluate=replace(s.evaluate, retrained=None, retrained_second=None))
+    if settings.train.stop == "calibrated" and not s.data.validation_fraction:
+        settings = replace(settings, data=replace(s.data, validation_fraction=UNSEEN))
     return Composed(settings, OmegaConf.to_yaml(OmegaConf.structured(settings)), composed.words, composed.extra_dir)
+
+
+def _stop(composed: Composed) -> str:
+    """When single images are forgotten enough: as the user says, else when they are as unknown as unseen ones."""
+    said = any(word.lstrip("+").startswith("train.stop=") for word in composed.words)
+    return composed.settings.train.stop if said else "calibrated"
 
 
 def _carry_out(ledger: Ledger, batch: str, composed: Composed, unlearn: Unlearn, say: Say) -> list[Entry]:

@@ -116,6 +116,12 @@ def readings(record: Entry) -> list[str]:
             "The images belong to classes that are still known, so many of them are still named rightly, as images that "
             "were never trained on are. What should be gone is that the model knows these images better than unseen ones."
         )
+        left, unseen = own["after"]["acc_train"], metrics["after"].get("acc_retain_test", 0.0)
+        if unseen - left > 2 * NEAR:
+            told.append(
+                f"They are named right less often ({left:.1%}) than images never trained on ({unseen:.1%}): the model was "
+                "pushed further than forgetting needs, which by itself can give them away."
+            )
     for key, sense, hidden in (
         ("probe_forget_acc", 1, "its features still separate what was deleted, more than retraining leaves"),
         (

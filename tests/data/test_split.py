@@ -81,17 +81,6 @@ def labels_of(source: Source) -> np.ndarray:
     return np.concatenate([source.index(piece)["label"].to_numpy() for piece in source.pieces("train")])
 
 
-def test_classes_and_single_images(digits: Source, tmp_path: Path) -> None:
-    labels, file = labels_of(digits), tmp_path / "ids.txt"
-    others = np.flatnonzero(labels == 8)[:3]
-    file.write_text("".join(f"train/{row:08d}\n" for row in others))
-    found = split(digits, [3], scenario="mixed", ids_file=str(file))
-    assert found.rows.tolist() == sorted([*np.flatnonzero(labels == 3), *others])
-    file.write_text("train/99999999\n")
-    with pytest.raises(UserError, match="not in the training data"):
-        split(digits, [3], scenario="mixed", ids_file=str(file))
-
-
 def test_what_was_forgotten_before(digits: Source, tmp_path: Path) -> None:
     """It is neither forgotten again nor retained, and need not be in the data any more."""
     labels = labels_of(digits)
@@ -110,10 +99,5 @@ def test_what_was_forgotten_before(digits: Source, tmp_path: Path) -> None:
     file.write_text(f"train/{threes[1]:08d}\ntrain/{eights[1]:08d}\n")
     with pytest.raises(UserError, match=f"'train/{eights[1]:08d}' was forgotten before"):
         split(digits, gone=gone, scenario="ids", ids_file=str(file))
-    file.write_text(f"train/{eights[1]:08d}\n")
-    with pytest.raises(UserError, match="forgotten before"):
-        split(digits, [3], gone=gone, scenario="mixed", ids_file=str(file))
-    file.write_text(f"train/{labels.argmin():08d}\n")
-    assert len(split(digits, [3], gone=gone, scenario="mixed", ids_file=str(file)).rows) == len(threes)
     with pytest.raises(UserError, match="the rest of the training set"):
         split(digits, [3], gone=Gone(tuple(label for label in range(10) if label != 3)))

@@ -73,11 +73,12 @@ def composed(*words: str) -> Composed:
 
 
 def client(folder: Path, model: str, cache_dir: str) -> None:
-    """Three requests in two batches. Done again from the start, it takes "is there already" for an answer."""
+    """Four requests in three batches. Done again from the start, it takes "is there already" for an answer."""
     os.chdir(folder)
     Path("asked.txt").write_text("train/00000002\ntrain/00000001\n")
     data = ("data=digits", f"data.cache_dir={cache_dir}", "request.dir=ledger")
-    for words in (["forget.classes=[three]", "request.id=a"], ["forget.ids_file=asked.txt", "request.id=b"], [],
+    for words in (["forget.classes=[three]", "request.id=a"], ["forget.ids_file=asked.txt", "request.id=b"],
+                  ["forget.classes=[5]", "request.id=d"], [],
                   ["forget.classes=[4]", "request.id=c"], []):  # fmt: skip
         if not words:
             run(composed(*data, f"model.path={model}"), pretend, lambda text: None)
