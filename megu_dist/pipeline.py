@@ -84,7 +84,9 @@ class Pipeline:
         if forget.already_classes:
             self.already = resolve_classes(forget.already_classes, self.names, "forget.already_classes")
         if both := sorted({*self.classes} & {*self.already}):
-            raise UserError(f"forget.classes: {self.names[both[0]]!r} was forgotten before (forget.already_classes)")
+            raise UserError(
+                f"forget.classes: {self.names[both[0]]!r} was forgotten before; leave it out of forget.classes"
+            )
         left = len(self.names) - len({*self.classes} | {*self.already})
         if self.already and left < 1 + (forget.scenario != "class"):  # an image needs another class to go to
             raise UserError(

@@ -111,7 +111,7 @@ class ForgetSettings:
     stratified: bool = True  # random: keep the class proportions
     ids_file: str | None = None  # one image id per line
     # What the model has forgotten before: neither retained nor forgotten again, and no perturbing label.
-    already_classes: list[Any] = field(default_factory=list)
+    already_classes: list[Any] = field(default_factory=list)  # names or indices of classes forgotten before
     already_file: str | None = None  # one image id per line; ids that the data no longer holds are passed over
 
 
@@ -244,7 +244,7 @@ class BenchmarkSettings:
 class SweepSettings:
     """What `megu sweep` tries. ``space`` maps keys to a list of values, or to low and high with ``log`` or ``int`` true."""
 
-    space: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict)  # keys, nested or dotted, and what each takes
     search: str = "grid"  # grid | random | optuna
     trials: int = 20  # settings that random and optuna try
     seeds: list[int] = field(default_factory=lambda: [0])  # s_u and s_e; each setting is tried with each of them

@@ -53,6 +53,8 @@ def parse(command: str) -> None:
 def _with_settings(name: str, rest: list[str], options: tuple[str, ...] = ("--help",)) -> None:
     if rest and f"{name} {rest[0]}" in VERBS:
         name, rest = f"{name} {rest[0]}", rest[1:]
+    elif not rest and any(verb.startswith(f"{name} ") for verb in VERBS):
+        return  # the family of verbs is meant
     if name not in VERBS:
         raise UserError(f"there is no verb {name!r}")
     if "--config-dir" in rest:
