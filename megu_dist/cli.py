@@ -356,7 +356,7 @@ def _sweep(composed: Composed, folder: Path, resume: str = "") -> None:
                 rows = study.run(composed, space, folder, Reporter(terminal))
     found = outcome(rows, space)
     page.write(found, space, composed, folder)
-    Console().print(page.terminal(found))
+    Console(width=None if sys.stdout.isatty() else 160).print(page.terminal(found))
     failed = found.rows[found.rows["status"] == "failed"].drop_duplicates("trial")
     for words, error in failed[["words", "error"]].itertuples(index=False):
         print(f"failed: {words}: {error}")
