@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -36,19 +38,37 @@ class Verb:
     examples: str
     defaults: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()  # words without "=" that the verb understands
+    flags: tuple[str, ...] = ()  # options that the verb understands
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 a fault (traceback in the log), 2 bad input, 130 interrupted."""
+    """Entry point. Exit status: 0 done, 1 a fault (traceback in the log), 2 bad input, 130 interrupted.
+
+    141, and no word, where the reader of the output has gone (``megu list | head -3``), as for any Unix command.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        sys.exit(_dispatch(words))
+        code = _dispatch(words)
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
+        sys.exit(141)
     except UserError as error:
         print(f"megu: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("megu: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def _reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _dispatch(words: list[str]) -> int:
@@ -83,13 +103,14 @@ def _dispatch(words: list[str]) -> int:
             f"megu {name}: {verb.summary}\n\nExamples:\n{verb.examples}\n{OPTIONS}\nAll keys: megu show-config {name}"
         )
         return 0
-    rest, config_dir = _take_option(rest, "--config-dir")
+    flags = [word for word in rest if word in verb.flags]
+    rest, config_dir = _take_option([word for word in rest if word not in flags], "--config-dir")
     taken = [word for word in rest if "=" not in word][: len(verb.takes)]
     composed = load([word for word in rest if word not in taken], verb.defaults, config_dir)
     if show:
         print(composed.yaml, end="")
         return 0
-    return _run(name, verb, composed, taken)
+    return _run(name, verb, composed, [*taken, *flags])
 
 
 def _no_verb(name: str, rest: Sequence[str]) -> int:
@@ -121,6 +142,8 @@ def _run(name: str, verb: Verb, composed: Composed, taken: Sequence[str]) -> int
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            raise
         mended = find_user_error(error)
         if mended is not None:
             raise mended from None
@@ -314,6 +337,36 @@ def _benchmark(composed: Composed, folder: Path) -> None:
         )
 
 
+def _sweep(composed: Composed, folder: Path, resume: str = "") -> None:
+    from rich.console import Console
+
+    from megu_dist.progress import Reporter, chatter_to
+    from megu_dist.raysession import ray_session
+    from megu_dist.store import ArtefactStore, write_text
+    from megu_dist.tune import page, study
+    from megu_dist.tune.outcome import outcome
+
+    if resume and not (folder / study.STATE).is_file():
+        raise UserError(f"--resume: there is no sweep in {folder}; leave --resume out to begin one")
+    with ArtefactStore(folder).locked():
+        space = study.check(composed)
+        with chatter_to(folder / "log.txt") as terminal:
+            write_text(folder / "config.yaml", composed.yaml)
+            with ray_session(composed.settings):
+                rows = study.run(composed, space, folder, Reporter(terminal))
+    found = outcome(rows, space)
+    page.write(found, space, composed, folder)
+    Console().print(page.terminal(found))
+    failed = found.rows[found.rows["status"] == "failed"].drop_duplicates("trial")
+    for words, error in failed[["words", "error"]].itertuples(index=False):
+        print(f"failed: {words}: {error}")
+    print(f"trials:      {folder / 'sweep.parquet'}\nreport:      {folder / 'report.html'}")
+    if found.best is not None:
+        print(f"recommended: {folder / 'experiment' / 'recommended.yaml'}")
+    if len(failed):
+        raise UserError(f"{len(failed)} settings have no result; run the same command again to try them once more")
+
+
 def _oracle(composed: Composed, folder: Path) -> None:
     from megu_dist import pipeline as stages
 
@@ -462,6 +515,12 @@ def _jobs(words: list[str]) -> int:
     return jobs(words)
 
 
+def _doctor(words: list[str]) -> int:
+    from megu_dist.doctor.commands import doctor
+
+    return doctor(words)
+
+
 def _usage() -> str:
     verbs = "\n".join(f"  {name:14} {verb.summary}" for name, verb in VERBS.items() if name != "oracle fill")
     return (
@@ -469,6 +528,7 @@ def _usage() -> str:
         f"Usage: megu VERB [key=value …]\n\nVerbs:\n{verbs}\n"
         "  submit         any of these as a job on a Ray cluster\n"
         "  jobs           list, logs and stop of such jobs\n"
+        "  doctor         what is wrong with this machine or a cluster, and how to mend it\n"
         "  list           what there is to choose from: data, models, oracles, methods, metrics, engines, experiments\n"
         "  show-config    the settings that a verb would run with\n\n"
         "`megu VERB --help` shows examples."
@@ -490,6 +550,16 @@ VERBS: dict[str, Verb] = {
         "  megu benchmark experiment=benchmark_digits\n"
         "  megu benchmark experiment=benchmark_small data.path=DIR/cifar10 run.name=small\n"
         "  megu benchmark experiment=benchmark_small 'benchmark.methods=[megu,scrub]' 'benchmark.seeds=[0]'",
+    ),
+    "sweep": Verb(
+        _sweep,
+        "try many settings of an unlearning on validation images: sensitivity report, best setting",
+        "  megu sweep experiment=sensitivity_noise model.path=runs/original/model\n"
+        "  megu sweep … 'sweep.space.method.alpha=[0,0.5,1]' 'sweep.space.perturb.tau=[1,2,4]' 'sweep.seeds=[0,1,2]'\n"
+        "  megu sweep … sweep.search=optuna sweep.trials=40 'sweep.space.train.lr={low: 0.001, high: 0.05, log: true}'\n"
+        "  megu sweep … sweep.search=random sweep.scheduler=asha train.epochs=4\n"
+        "  megu sweep … --resume   (goes on where it was)",
+        flags=("--resume",),
     ),
     "oracle": Verb(
         _oracle,
@@ -593,7 +663,12 @@ VERBS: dict[str, Verb] = {
 }
 
 VERBS["oracle fill"] = VERBS["oracle"]
-WITHOUT_SETTINGS: dict[str, Callable[[list[str]], int]] = {"list": _list, "submit": _submit, "jobs": _jobs}
+WITHOUT_SETTINGS: dict[str, Callable[[list[str]], int]] = {
+    "list": _list,
+    "submit": _submit,
+    "jobs": _jobs,
+    "doctor": _doctor,
+}
 
 if __name__ == "__main__":
     main()

@@ -28,7 +28,7 @@ from megu_dist.data.split import ALREADY_SCHEMA, Gone, Split, ids_hash, make_spl
 from megu_dist.data.stream import here
 from megu_dist.errors import UserError
 from megu_dist.models.checkpoint import Checkpoint, check_labels, open_checkpoint
-from megu_dist.placement import watched
+from megu_dist.placement import elastic_least, watched
 from megu_dist.progress import Reporter
 from megu_dist.raysession import auto_actors
 from megu_dist.store import ArtefactStore, Record, content_key, write_json
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from megu_dist.oracle.cost import Estimate
 
+TRAINED = ("train", "finetune")  # stages whose work a group of training workers does
 SHORTLIST_IMAGES = 256  # forget images per class that tell where the classifier sends them
 
 
@@ -72,7 +73,8 @@ class Pipeline:
         count, total = self.settings.forget.count, self.source.num_rows("train")
         if self.settings.forget.scenario == "random" and count is not None and count >= total:
             raise UserError(
-                f"forget.count={count} takes every one of {total} training images: nothing would be retained"
+                f"forget.count={count} takes every one of {total} training images: nothing would be retained; "
+                "ask for fewer"
             )
         self._compared()
 
@@ -82,7 +84,9 @@ class Pipeline:
         if forget.already_classes:
             self.already = resolve_classes(forget.already_classes, self.names, "forget.already_classes")
         if both := sorted({*self.classes} & {*self.already}):
-            raise UserError(f"forget.classes: {self.names[both[0]]!r} was forgotten before (forget.already_classes)")
+            raise UserError(
+                f"forget.classes: {self.names[both[0]]!r} was forgotten before; leave it out of forget.classes"
+            )
         left = len(self.names) - len({*self.classes} | {*self.already})
         if self.already and left < 1 + (forget.scenario != "class"):  # an image needs another class to go to
             raise UserError(
@@ -111,6 +115,13 @@ class Pipeline:
     def needs_perturbed(self) -> bool:
         """Whether the method learns from the perturb stage's images."""
         return bool(lookup("method", self.settings.method.name).target.needs_perturbed)
+
+    @property
+    def noise(self) -> str:
+        """Which noise the perturb stage makes."""
+        if self.settings.perturb.noise != "auto":
+            return self.settings.perturb.noise
+        return str(lookup("method", self.settings.method.name).target(self.settings.method).noise())
 
     def check_method(self) -> None:
         """Whether the method can do what is asked of it."""
@@ -204,10 +215,20 @@ class Pipeline:
         """Has the user told what the stage waits for when the cluster is full."""
         if here():
             return nullcontext()
-        return watched(stage, lambda: self.reporter.done, self.reporter.say, self.settings.run.placement_timeout_s)
+        least = elastic_least(self.settings.train) if stage in TRAINED else ()
+        timeout = self.settings.run.placement_timeout_s
+        return watched(stage, lambda: self.reporter.done, self.reporter.say, timeout, least)
+
+    def check_cluster(self) -> None:
+        """Whether the cluster holds the training workers: refused before the stages that come before them."""
+        from megu_dist.engine.launch import check_workers
+
+        if not here() and not any(self.store.read(stage) for stage in TRAINED):
+            check_workers(self.settings.train)
 
     def tolerate(self, forget_rows: np.ndarray) -> None:
-        """Has images that cannot be read named in the run folder and, but for those to be forgotten, left out if few."""
+        """Has images that cannot be read named in the run folder and, but for those to be forgotten, left out "
+        "if few."""
         # Not part of any stage's key: a run that stopped goes on from where it was once more images may be bad.
         folder = self.folder / ".bad_rows" / self.source.fingerprint()[:16]
         self.source.bad_rows = BadRows(folder, self.settings.data.max_bad_fraction, forget_rows)
@@ -343,7 +364,8 @@ class Pipeline:
 
         s = self.settings
         inputs = {"split": split_key, "model": model.fingerprint(), "oracle": oracle.key, "seed": s.seed.unlearn}
-        inputs["perturb"] = _keyed(s.perturb)
+        settings = replace(s.perturb, noise=self.noise)
+        inputs["perturb"] = _keyed(settings)
         transition = Transition.from_json(json.loads((self.folder / "transition.json").read_text()))
 
         def work(out: Path) -> dict[str, Any]:
@@ -354,7 +376,7 @@ class Pipeline:
                 model,
                 transition,
                 [*self.classes, *self.already],
-                s.perturb,
+                settings,
                 s.seed.unlearn,
                 actors,
                 out / "perturbed",
@@ -364,8 +386,20 @@ class Pipeline:
 
         return self._stage("perturb", inputs, ["perturbed"], len(split.rows), "images", work)
 
-    def finetune(self, split: Split, split_key: str, model: Checkpoint | None, perturbed: Record | None) -> Record:
-        """``model/`` and ``history.jsonl``; with ``model`` None, training from random weights on the retain rows."""
+    def finetune(
+        self,
+        split: Split,
+        split_key: str,
+        model: Checkpoint | None,
+        perturbed: Record | None,
+        until: int | None = None,
+        start: Path | None = None,
+    ) -> Record:
+        """``model/`` and ``history.jsonl``; with ``model`` None, training from random weights on the retain rows.
+
+        ``until``: stop after so many epochs of the schedule; a later call goes on from there. ``start``: a checkpoint to go
+        on from where this fit has none of its own.
+        """
         from megu_dist.data import plan
         from megu_dist.engine.launch import fit
         from megu_dist.engine.worker import TrainJob
@@ -384,6 +418,10 @@ class Pipeline:
         kept = len(plan.complement(self.source.num_rows("train"), split.left_out))
         per_epoch = min(kept, s.train.retain_per_epoch or kept) + (len(split.rows) if perturbed else 0)
         key = content_key(inputs)
+        if until is not None:
+            inputs["until"] = until  # of the stage, and not of its checkpoints
+        if start is not None:
+            inputs["start"] = str(start)
 
         def progress(line: dict[str, Any]) -> None:
             self.reporter.update(round((line["epoch"] + line["step"] / line["steps"]) * per_epoch))
@@ -400,6 +438,8 @@ class Pipeline:
                 history=str(self.folder / "checkpoints" / key[:12] / "history.jsonl"),
                 model_folder=None if model is None else str(model.folder),
                 perturbed=None if perturbed is None else str(self.folder / "perturbed"),
+                until=until,
+                resume=None if start is None else str(start),
                 forget_classes=tuple(self.classes),
                 already_rows=split.already["row"].to_numpy(),
                 already_classes=tuple(self.already),
@@ -555,7 +595,8 @@ class Pipeline:
         check_map(self.settings.analyze.map)
 
     def analyze(self, models: dict[str, Checkpoint]) -> Record:
-        """``analysis.json`` and ``analysis/`` (map, figures): how entangled what is forgotten is with its neighbours."""
+        """``analysis.json`` and ``analysis/`` (map, figures): how entangled what is forgotten is with its "
+        "neighbours."""
         from megu_dist.analysis.request import make_request
         from megu_dist.analysis.stage import analyze
         from megu_dist.report.analysis import write_figures
@@ -597,6 +638,7 @@ class Pipeline:
 
 def train(pipeline: Pipeline) -> None:
     """The original model, or with ``exclude_forget`` the retrained reference."""
+    pipeline.check_cluster()
     s = pipeline.settings
     s = replace(s, method=lookup("method", "retrain").settings(name="retrain"))  # type: ignore[misc]
     pipeline.settings = s
@@ -616,6 +658,7 @@ def train(pipeline: Pipeline) -> None:
 
 def unlearn(pipeline: Pipeline, models: dict[str, Checkpoint]) -> None:
     """split → oracle → perturb → finetune → evaluate → report."""
+    pipeline.check_cluster()
     split, split_record = pipeline.split()
     records = [split_record]
     method = lookup("method", pipeline.settings.method.name).target

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from megu_dist.config.schema import TrainSettings
 from megu_dist.errors import UserError
 
 LOOK_EVERY_S = 4.0
@@ -29,8 +30,12 @@ Request = tuple[tuple[tuple[str, float], ...], ...]  # bundles that go together,
 
 
 @contextmanager
-def watched(stage: str, done: Callable[[], int], say: Callable[[str], None], give_up_s: float) -> Iterator[None]:
+def watched(
+    stage: str, done: Callable[[], int], say: Callable[[str], None], give_up_s: float, least: Request = ()
+) -> Iterator[None]:
     """Within the block, says what Ray cannot place while ``done()`` does not grow; ends that after ``give_up_s``.
+
+    ``least`` are the fewest workers of an elastic group: for those, Ray queues nothing where it sees no room.
 
     Raises :class:`UserError` then. Where this is not the main thread, which alone can be interrupted, it only says so.
     """
@@ -40,7 +45,7 @@ def watched(stage: str, done: Callable[[], int], say: Callable[[str], None], giv
     if not ray.is_initialized():
         yield
         return
-    watch = _Watch(stage, done, say, give_up_s, main)
+    watch = _Watch(stage, done, say, give_up_s, main, least)
     before = signal.signal(signal.SIGUSR2, _raise) if main else None
     watch.thread.start()
     try:
@@ -66,9 +71,16 @@ def _raise(*_: object) -> None:
 
 class _Watch:
     def __init__(
-        self, stage: str, done: Callable[[], int], say: Callable[[str], None], give_up_s: float, main: bool
+        self,
+        stage: str,
+        done: Callable[[], int],
+        say: Callable[[str], None],
+        give_up_s: float,
+        main: bool,
+        least: Request,
     ) -> None:
         self.stage, self.done, self.say, self.give_up_s, self.main = stage, done, say, give_up_s, main
+        self.least = least
         self.told, self.gave_up = "", False
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True, name="megu-placement")
@@ -78,7 +90,7 @@ class _Watch:
         while not self.ended.wait(LOOK_EVERY_S):
             now = time.monotonic()
             try:
-                queued = pending() if self.done() == seen else Counter()
+                queued = self._queued() if self.done() == seen else Counter()
             except Exception:  # the connection is going down, or a head that restarts: nothing to say
                 continue
             if not queued:
@@ -92,6 +104,28 @@ class _Watch:
                 if now - said >= AGAIN_S:
                     self.say(f"{self.told} (given up after run.placement_timeout_s={self.give_up_s:g})")
                     said = now
+
+    def _queued(self) -> Counter[Request]:
+        found = pending()
+        if not found and self.least and room_for(dict(self.least[0])) < len(self.least):
+            found[self.least] += 1
+        return found
+
+
+def elastic_least(train: TrainSettings) -> Request:
+    """The fewest workers of an elastic group; nothing for one of a fixed size."""
+    return (_bundle(train.worker_resources),) * (train.min_workers or 1) if train.elastic else ()
+
+
+def room_for(asked: dict[str, float]) -> int:
+    """How many workers with such resources the nodes would hold if nothing else ran."""
+    import ray
+
+    return sum(
+        int(min(node["Resources"].get(name, 0) // amount for name, amount in asked.items() if amount))
+        for node in ray.nodes()
+        if node["Alive"]
+    )
 
 
 def pending() -> Counter[Request]:

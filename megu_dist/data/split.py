@@ -19,6 +19,7 @@ from megu_dist.errors import UserError, nearest
 
 SMALL = 100_000  # rows whose labels and ids are read faster than a Ray worker starts
 ALREADY_SCHEMA = pa.schema([("row", pa.int64()), ("label", pa.int64())])
+LABELS = ("label", "fine")
 Keep = Callable[[pa.Table], np.ndarray]  # index table → mask of the rows to take
 
 
@@ -84,16 +85,23 @@ def make_split(
         ids = table.filter(pa.array(again))["id"].to_pylist()
         shown = ", ".join(repr(i) for i in ids[:5]) + (" …" if len(ids) > 5 else "")
         told = "was" if len(ids) == 1 else "were"
-        raise UserError(f"forget.ids_file={forget.ids_file}: {shown} {told} forgotten before (forget.already_file)")
+        raise UserError(
+            f"forget.ids_file={forget.ids_file}: {shown} {told} forgotten before; leave out what forget.already_file names"
+        )
     table = table.filter(pa.array(~again))
     total = int(counts.sum())
     if len(table) == 0:
         named = source.fine or source if forget.scenario == "subclass" else source
         names = ", ".join(repr(named.class_names[c]) for c in classes)
-        raise UserError(f"the forget set is empty: no training image of {names or 'the request'} among {total:,}")
+        raise UserError(
+            f"the forget set is empty: no training image of {names or 'the request'} among {total:,}; "
+            "check forget.classes and data.path"
+        )
     if len(table) + len(already) == total:
         whole = "the rest of the training set" if len(already) else "the whole training set"
-        raise UserError(f"the forget set is {whole} ({len(table):,} images): nothing would be retained")
+        raise UserError(
+            f"the forget set is {whole} ({len(table):,} images): nothing would be retained; leave some out of the request"
+        )
     return Split(table, counts, already)
 
 
@@ -117,8 +125,11 @@ def _select(
         _check_ids(source, wanted, table, str(forget.ids_file))
         return table, counts
     everything, counts = scan(source, "train", None, progress, columns=("label",))
-    free = np.setdiff1d(np.arange(len(everything)), already, assume_unique=True)
-    rows = choose(free, everything["label"].to_numpy()[free], forget, seed)
+    free, labels = np.arange(len(everything), dtype=np.int32), everything["label"].to_numpy()
+    if len(already):
+        free = np.setdiff1d(free, already.astype(np.int32), assume_unique=True)
+        labels = labels[free]
+    rows = choose(free, labels, forget, seed)
     return scan(source, "train", _InRows(rows), progress)[0], counts
 
 
@@ -130,7 +141,8 @@ def scan(
     columns: tuple[str, ...] = ("row", "id", "label"),
 ) -> tuple[pa.Table, np.ndarray]:
     """Index rows of ``split`` that ``keep`` takes, by row, and the counts of all labels. Tasks are pieces of a split,
-    whose results come in their order; of a small split, this process reads them before a task would have started."""
+    whose results come in their order; of a small split, this process reads them before a task would have started.
+    Without ``keep``, labels are int32: they may be those of millions of rows."""
 
     from megu_dist.data import stream
 
@@ -165,6 +177,10 @@ class _Scan:
             taken = index if self.keep is None else index.filter(pa.array(self.keep(index)))
             sink = pa.BufferOutputStream()
             taken = taken.select(list(self.columns))
+            if self.keep is None:
+                taken = taken.cast(
+                    pa.schema([(f.name, pa.int32() if f.name in LABELS else f.type) for f in taken.schema])
+                )
             with pa.ipc.new_stream(sink, taken.schema) as writer:
                 writer.write_table(taken)
             records.append({"table": sink.getvalue().to_pybytes(), "counts": counts.tolist(), "rows": len(index)})
@@ -197,27 +213,51 @@ class _InIds:
 
 
 def choose(rows: np.ndarray, labels: np.ndarray, forget: ForgetSettings, seed: int) -> np.ndarray:
-    """The random scenario: exactly n rows, those with the smallest seeded hash; per class in proportion if stratified."""
+    """The random scenario: exactly n rows, those with the smallest seeded hash; per class in proportion if "
+    "stratified."""
     n = forget.count if forget.count is not None else round(float(forget.fraction or 0) * len(rows))
     if n >= len(rows):
         key = f"forget.count={n}" if forget.count is not None else f"forget.fraction={forget.fraction}"
-        raise UserError(f"{key} takes every one of {len(rows)} training images: nothing would be retained")
+        raise UserError(
+            f"{key} takes every one of {len(rows)} training images: nothing would be retained; ask for fewer"
+        )
     if n < 1:
-        raise UserError(f"forget.fraction={forget.fraction} of {len(rows)} images is less than one image")
-    parts = [hash_uniform(seed, 21, rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
-    priority = np.concatenate(parts)
+        raise UserError(
+            f"forget.fraction={forget.fraction} of {len(rows)} images is less than one image; ask for more, or "
+            "give forget.count"
+        )
     if not forget.stratified:
-        return np.sort(rows[np.argsort(priority, kind="stable")[:n]])
-    counts = np.bincount(labels)
+        return _smallest(rows, np.zeros(1, np.int32), np.array([n]), seed)
+    parts = (labels[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+    counts = sum(np.bincount(part, minlength=int(labels.max()) + 1) for part in parts)
     share = counts * n / len(rows)
     take = np.floor(share).astype(int)
     largest = np.argsort(take - share, kind="stable")  # largest remainder first
     take[largest[: n - take.sum()]] += 1
-    chosen = []
-    for label, count in enumerate(take):
-        mine = np.flatnonzero(labels == label)
-        chosen.append(rows[mine[np.argsort(priority[mine], kind="stable")[:count]]])
-    return np.sort(np.concatenate(chosen))
+    return _smallest(rows, labels, take, seed)
+
+
+def _smallest(rows: np.ndarray, groups: np.ndarray, take: np.ndarray, seed: int) -> np.ndarray:
+    """Of each group g (one for all rows, or one per row) the ``take[g]`` rows with the smallest hash, ascending.
+
+    Part by part, with no more than a few times the result in memory: there may be millions of rows.
+    """
+    groups = np.broadcast_to(groups, rows.shape)
+    held = [np.zeros(0), np.zeros(0, groups.dtype), np.zeros(0, rows.dtype)]  # hash, group, row
+    waiting: list[tuple[np.ndarray, ...]] = []
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        waiting.append((hash_uniform(seed, 21, rows[part]), groups[part], rows[part]))
+        if start + CHUNK < len(rows) and CHUNK * len(waiting) < take.sum():
+            continue
+        held = [np.concatenate(columns) for columns in zip(held, *waiting, strict=True)]
+        waiting = []
+        order = np.lexsort((held[0], held[1]))  # stable: of equal hashes, the first rows
+        group = held[1][order]
+        place = np.arange(len(order)) - np.searchsorted(group, group)
+        order = np.sort(order[place < take[group]])
+        held = [column[order] for column in held]
+    return np.sort(held[2])
 
 
 def read_ids(path: str, key: str = "forget.ids_file") -> list[str]:
@@ -226,7 +266,7 @@ def read_ids(path: str, key: str = "forget.ids_file") -> list[str]:
     lines = [line.strip() for line in text.splitlines()]
     ids = [line for line in lines if line and not line.startswith("#")]
     if not ids:
-        raise UserError(f"{key}={path} names no image")
+        raise UserError(f"{key}={path} names no image; write one image id per line")
     return ids
 
 

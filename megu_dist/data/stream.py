@@ -40,6 +40,19 @@ def here() -> bool:
     return _here
 
 
+_tasks_without_cpus = 0
+
+
+def without_cpus(tasks: int) -> None:
+    """From now on, the tasks that this process has read ask for no CPU, and ``tasks`` of a job run at a time.
+
+    For the workers of an elastic group: it takes whatever CPUs are left when nodes go away, and would wait for ever for
+    tasks that need one.
+    """
+    global _tasks_without_cpus
+    _tasks_without_cpus = tasks
+
+
 def blocks(
     rows: np.ndarray,
     reader: Callable[[Arrays], Any],
@@ -99,14 +112,14 @@ def dataset(rows: np.ndarray, reader: Callable[[Arrays], Any], chunk: int) -> An
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     blocks = [pa.table({"row": rows[start : start + chunk].astype(np.int64)}) for start in range(0, len(rows), chunk)]
-    tasks = os.environ.get(LOCAL_TASKS)
+    tasks = _tasks_without_cpus or int(os.environ.get(LOCAL_TASKS, 0)) or None
     return ray.data.from_blocks(blocks).map_batches(
         reader,
         batch_size=None,
         batch_format="numpy",
         zero_copy_batch=True,
-        num_cpus=0.5,
-        compute=ray.data.TaskPoolStrategy(size=int(tasks) if tasks else None),
+        num_cpus=0 if _tasks_without_cpus else 0.5,
+        compute=ray.data.TaskPoolStrategy(size=tasks),
     )
 
 

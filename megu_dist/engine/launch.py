@@ -17,7 +17,8 @@ from megu_dist.engine import checkpoints
 from megu_dist.engine.worker import TrainJob
 from megu_dist.errors import UserError
 
-READERS = 1.0  # CPUs that an elastic group leaves to the tasks that read
+READERS = 1.0  # CPUs that a group leaves to the tasks that read
+ELASTIC_START_S = 30.0  # an elastic group that has not been placed by then is counted anew: a node may be gone
 
 
 def fit(job: TrainJob, checkpoint_root: Path, progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -35,31 +36,31 @@ def fit(job: TrainJob, checkpoint_root: Path, progress: Callable[[dict[str, Any]
 
     from megu_dist.engine import worker
 
-    train = job.settings.train
+    train, give_up = job.settings.train, job.settings.run.placement_timeout_s
     workers = check_workers(train)
     checkpoint_root.mkdir(parents=True, exist_ok=True)
-    resume = checkpoints.newest(checkpoint_root) if job.settings.run.resume else None
+    resume = checkpoints.to_resume(checkpoint_root, job.resume, job.settings.run.resume)
     history = Path(job.history)
     if resume is None:
         history.unlink(missing_ok=True)
-    resources: dict[str, float] = {"CPU": train.num_cpus}
-    if train.use_gpu:
-        resources["GPU"] = 1
+    # Ray Train would take a waiting group out of the queue each minute; megu_dist.placement gives up, and says why.
+    start, tries = 2 * give_up, 3
+    if train.elastic:
+        start, tries = ELASTIC_START_S, 3 + int(2 * give_up / ELASTIC_START_S)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start)
     trainer = TorchTrainer(
         worker.run,
         train_loop_config={"job": replace(job, resume=None if resume is None else str(resume))},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=train.use_gpu, resources_per_worker=resources
+            num_workers=workers, use_gpu=train.use_gpu, resources_per_worker=train.worker_resources
         ),
         run_config=ray.train.RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:12]}",  # a name that was used before would make Ray Train resume by itself
             storage_path=str(checkpoint_root),
-            failure_config=ray.train.FailureConfig(max_failures=train.max_failures, controller_failure_limit=3),
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures, controller_failure_limit=tries),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    # Ray Train would take a waiting group out of the queue each minute; megu_dist.placement gives up, and says why.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(2 * job.settings.run.placement_timeout_s)
     with _Follow(history, progress):
         result = trainer.fit()
     if result.return_value is None:
@@ -74,34 +75,37 @@ def fit(job: TrainJob, checkpoint_root: Path, progress: Callable[[dict[str, Any]
 def check_workers(train: TrainSettings) -> int | tuple[int, int]:
     """How many workers Ray Train is to start: a number, or the least and the most of an elastic group.
 
-    Such a group shrinks and grows with the cluster, each time from the newest checkpoint. It takes whatever it finds, so
-    without GPUs its most leaves CPUs of the cluster as it is now to the tasks that read.
+    An elastic group shrinks and grows with the cluster, each time from the newest checkpoint. Raises :class:`UserError`
+    for a group that the cluster could never hold: Ray would wait for it for ever.
     """
     import ray
 
-    if train.min_workers in (None, train.num_workers):
-        check_resources(train.num_workers, train.num_cpus, train.use_gpu)
-        return train.num_workers
-    least = train.min_workers or 1
-    check_resources(least, train.num_cpus, train.use_gpu, "train.min_workers")
-    if train.use_gpu:
-        return least, train.num_workers
-    room = int((ray.cluster_resources().get("CPU", 0) - READERS) // train.num_cpus)
-    return least, max(least, min(train.num_workers, room))
+    from megu_dist.placement import room_for
 
-
-def check_resources(workers: int, cpus: float, use_gpu: bool, key: str = "train.num_workers") -> None:
-    """Refuses a worker group that the cluster could never hold: Ray would wait for it for ever."""
-    import ray
-
-    have = ray.cluster_resources()
-    for name, per_worker in (("CPU", cpus), ("GPU", 1.0 if use_gpu else 0.0)):
-        if workers * per_worker > have.get(name, 0):
+    least, key = train.num_workers, "train.num_workers"
+    if train.elastic:
+        least, key = train.min_workers or 1, "train.min_workers"
+    asked, have = train.worker_resources, ray.cluster_resources()
+    for name, each in asked.items():
+        if least * each > have.get(name, 0):
             raise UserError(
-                f"{key}={workers} needs {workers * per_worker:g} {name}s, but the cluster has "
-                f"{have.get(name, 0):g}; ask for fewer workers"
-                + (" or set train.use_gpu=false" if name == "GPU" else "")
+                f"{key}={least} needs {least * each:g} {name}s, but the cluster has {have.get(name, 0):g}; ask for fewer "
+                "workers" + (" or set train.use_gpu=false" if name == "GPU" else "")
             )
+    if room_for(asked) < least:
+        words = " and ".join(f"{amount:g} {name}s" for name, amount in asked.items())
+        raise UserError(
+            f"{key}={least}: of workers with {words} each, the cluster's nodes hold {room_for(asked)}; ask for fewer workers, "
+            "or for less of each (train.num_cpus)"
+        )
+    if train.elastic and not train.use_gpu:  # such a group's reading tasks ask for no CPU: see stream.without_cpus
+        return least, train.num_workers
+    if (left := have["CPU"] - least * train.num_cpus) < READERS:
+        raise UserError(
+            f"{key}={least} with train.num_cpus={train.num_cpus:g} leaves {left:g} of the cluster's {have['CPU']:g} CPUs to "
+            f"the tasks that read images, which need {READERS:g}: lower one of the two"
+        )
+    return (least, train.num_workers) if train.elastic else least
 
 
 class _Follow:

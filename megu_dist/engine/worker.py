@@ -13,6 +13,7 @@ import numpy as np
 
 from megu_dist.config.registry import lookup
 from megu_dist.config.schema import MeguSettings
+from megu_dist.data import stream
 from megu_dist.data.base import Source
 from megu_dist.models.preprocess import Preprocess
 
@@ -32,6 +33,7 @@ class TrainJob:
     model_folder: str | None  # the checkpoint to start from; none: random weights
     perturbed: str | None  # folder of the perturb stage, for methods that need it
     resume: str | None = None
+    until: int | None = None  # epochs after which to stop, though the schedule has more
     forget_classes: tuple[int, ...] = ()
     already_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # forgotten before: not retained
     already_classes: tuple[int, ...] = ()
@@ -42,6 +44,8 @@ def run(config: dict[str, Any]) -> dict[str, Any] | None:
     from ray import train as ray_train
 
     session, job = ray_train.get_context(), config["job"]
+    if job.settings.train.elastic and not job.settings.train.use_gpu:
+        stream.without_cpus(max(2, len(os.sched_getaffinity(0)) // session.get_local_world_size()))
     resumed = ray_train.get_checkpoint()
     place = Place(
         rank=session.get_world_rank(),
@@ -89,6 +93,7 @@ def work(job: TrainJob, place: Place) -> dict[str, Any] | None:
         calibrator=_calibrator(job, device, rank, world),
         resume=place.resume,
         report=place.report,
+        until=job.until,
         forget_classes=job.forget_classes,
         already_classes=job.already_classes,
     )

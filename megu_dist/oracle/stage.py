@@ -95,7 +95,9 @@ def read_descriptions(path: str | None, names: list[str]) -> dict[str, str]:
     try:
         data = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"oracle.descriptions={path}: cannot be read as JSON ({error})") from None
+        raise UserError(
+            f"oracle.descriptions={path}: cannot be read as JSON ({error}); give an object of class name: text"
+        ) from None
     if not isinstance(data, dict) or not all(isinstance(text, str) for text in data.values()):
         raise UserError(f'oracle.descriptions={path}: must be an object of texts, as in {{"cat": "a small feline"}}')
     for name in data:

@@ -46,7 +46,10 @@ def from_ratings(
     """
     rated = ~np.isnan(ratings)
     if not (np.isfinite(ratings[rated]).all() and (ratings[rated] >= 0).all() and (ratings[rated] <= 10 + 1e-6).all()):
-        raise UserError("the oracle gave ratings outside [0, 10]")
+        raise UserError(
+            f"the oracle gave ratings outside [0, 10], from {np.nanmin(ratings):g} to {np.nanmax(ratings):g}; "
+            "its rate() must be mended"
+        )
     allowed = np.ones_like(rated)
     allowed[:, list(gone)] = False
     if exclude_self:

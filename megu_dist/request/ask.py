@@ -79,8 +79,8 @@ def read(settings: MeguSettings, source: Source, words: Sequence[str]) -> Asked:
         scenario = "ids"
     if scenario in ("subclass", "random"):
         raise UserError(
-            f"forget.scenario={scenario}: a deletion request names classes of the model (forget.classes=[…]) or images "
-            "(forget.ids_file=FILE, one id a line)"
+            f"forget.scenario={scenario}: a deletion request names classes or images; give forget.classes=[…] or "
+            "forget.ids_file=FILE, one id a line"
         )
     if scenario == "ids" and not forget.ids_file:
         raise UserError("forget.scenario=ids needs forget.ids_file=FILE with one image id per line")
@@ -101,16 +101,18 @@ def _classes(forget: ForgetSettings, source: Source) -> tuple[str, ...]:
     resolve_classes(forget.classes, source.class_names)  # all of them at once
     names = [source.class_names[label] for label in labels]
     if twice := _twice(names):
-        raise UserError(f"forget.classes: {_listed(twice)} {_are(twice)} named twice in one request")
+        raise UserError(f"forget.classes: {_listed(twice)} {_are(twice)} named twice in one request; name each once")
     return tuple(sorted(names))
 
 
 def _ids(path: str) -> tuple[str, ...]:
     if not Path(path).expanduser().is_file():
-        raise UserError(f"forget.ids_file={path}: no such file")
+        raise UserError(f"forget.ids_file={path}: no such file; give a text file with one image id per line")
     ids = read_ids(path)
     if twice := _twice(ids):
-        raise UserError(f"forget.ids_file={path}: {_listed(twice)} {_are(twice)} named twice in one request")
+        raise UserError(
+            f"forget.ids_file={path}: {_listed(twice)} {_are(twice)} named twice in one request; name each once"
+        )
     return tuple(sorted(ids))
 
 
@@ -121,13 +123,14 @@ def refuse_known(asked: Asked, ledger: Ledger, state: State) -> None:
         before = ids_of(ledger, request)
         if request.state in OPEN and classes == set(request.classes) and ids == before:
             raise UserError(
-                f"this is request {request.id}, which is {request.state} since {request.time}: nothing added"
+                f"this is request {request.id}, which is {request.state} since {request.time}: nothing added; "
+                "see `megu request show`"
             )
         if again := sorted(classes & set(request.classes)) or sorted(ids & before):
             told = "deleted" if request.state == "finished" else "asked for"
             raise UserError(
                 f"{asked.where(again[0])}: {_listed(again)} {_are(again)} {told} already by request {request.id} "
-                f"({request.state}); nothing was added"
+                f"({request.state}); nothing was added: leave it out"
             )
 
 
@@ -147,11 +150,11 @@ def refuse_unknown(asked: Asked, source: Source, ledger: Ledger, state: State) -
         if of in owner:
             raise UserError(
                 f"forget.ids_file={asked.file}: {name!r} is of class {of!r}, which request {owner[of].id} "
-                f"({owner[of].state}) covers; nothing was added"
+                f"({owner[of].state}) covers; nothing was added: leave it out"
             )
     if seen.covered == 0:
         raise UserError(
-            f"the training data hold no image of {_listed(list(asked.classes))}: there is nothing to forget"
+            f"the training data hold no image of {_listed(list(asked.classes))}; check forget.classes and data.path"
         )
     kept = [name for name in source.class_names if name not in owner and name not in asked.classes]
     if seen.left == 0 or len(kept) < 2:
@@ -207,7 +210,9 @@ def new_id(given: str | None, state: State) -> str:
         numbers = (f"r{number:04d}" for number in range(len(state.requests) + 1, 2 * len(state.requests) + 2))
         return next(name for name in numbers if name not in state.requests)
     if given in state.requests:
-        raise UserError(f"request.id={given}: there is such a request already ({state.requests[given].state})")
+        raise UserError(
+            f"request.id={given}: there is such a request already ({state.requests[given].state}); choose another id"
+        )
     return given
 
 
@@ -245,7 +250,9 @@ def withdraw(ledger: Ledger, name: str) -> None:
         ledger.journal.mend()
         request = ledger.request(name)
         if request.state not in ("pending", "failed"):
-            raise UserError(f"request {name} is {request.state}: only a pending or failed one can be withdrawn")
+            raise UserError(
+                f"request {name} is {request.state}: only pending or failed ones can be taken back; see `megu request list`"
+            )
         ledger.add("withdrawn", request=name)
 
 

@@ -89,7 +89,7 @@ class Ledger:
         if not self.journal.path.is_file():
             beside = sorted(path.parent.name for path in self.folder.parent.glob("*/requests.jsonl"))
             hint = f"; {nearest(self.folder.name, beside)}" if beside else ""
-            raise UserError(f"request.dir={self.folder} holds no request: `megu request add` makes the first{hint}")
+            raise UserError(f"request.dir={self.folder} holds no request: make the first with `megu request add`{hint}")
 
     def state(self) -> State:
         """What the journal adds up to now; takes no lock, and passes over a line that is being written."""

@@ -77,7 +77,7 @@ def _start(ledger: Ledger, state: State, pending: list[Request], composed: Compo
     with ledger.writing():
         known = ledger.state().requests
         if any(known[name].state == "withdrawn" for name in names):
-            raise UserError("a pending request was withdrawn just now: run the same command again")
+            raise UserError("a request was withdrawn just now; see `megu request list`, and run the same command again")
         ledger.add("started", batch=batch, requests=names, model=model)
     return batch
 

@@ -22,8 +22,8 @@ BIN = Path(sys.executable).parent
 SMALL_NET = ["model.width=8", "model.stage_blocks=[1,1]", "model.num_channels=1", "model.image_size=8"]
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Callable[..., str], dict[str, str]]]:
+@pytest.fixture
+def local() -> Iterator[tuple[Callable[..., str], dict[str, str]]]:
     """``cluster/local.sh WORDS`` of a cluster of this test's own, and the environment that `megu submit` needs."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
@@ -77,9 +77,16 @@ def trains(node: int) -> bool:
     return False
 
 
-def test_a_job_ends_well_although_a_node_goes_away(
-    local: tuple[Callable[..., str], dict[str, str]], tmp_path: Path
+def cut(node: int, state: str) -> None:
+    """Takes the node's cable out (``down``), or puts it in again (``up``)."""
+    subprocess.run(["ip", "link", "set", f"{NAME}-{node}", state], check=True)
+
+
+@pytest.mark.parametrize("how", ["taken away", "cut off"])
+def test_a_job_ends_well_although_a_node_is_lost(
+    how: str, local: tuple[Callable[..., str], dict[str, str]], tmp_path: Path
 ) -> None:
+    """With all its processes at once; or the network between it and the others is gone, and comes back at the end."""
     call, environment = local
     shared = ["--shared", str(tmp_path), "data=digits", *SMALL_NET, "train.precision=fp32", "engine=ddp"]
     two = ["train.num_workers=2", "train.num_cpus=3"]  # of four: the workers are on two of the three nodes
@@ -102,13 +109,19 @@ def test_a_job_ends_well_although_a_node_goes_away(
         at_work = [line for line in lines if line.startswith("finetune: ") and "images," in line]
         if len(at_work) >= 2 and not removed:
             removed.append(next(node for node in (2, 3) if trains(node)))
-            call("remove", str(removed[0]))
+            call("remove", str(removed[0])) if how == "taken away" else cut(removed[0], "down")
         time.sleep(0.5)
     reader.join(10)
     output = "".join(lines)
     assert job.returncode == 0, output
     assert removed, output  # it was in mid-run
-    assert f"{NAME}-{removed[0]}" not in namespaces()
+    if how == "cut off":
+        cut(removed[0], "up")  # it finds out that it was given up, and ends what it went on with
+        end = time.monotonic() + 120
+        while trains(removed[0]):
+            assert time.monotonic() < end
+            time.sleep(1)
+    assert (f"{NAME}-{removed[0]}" in namespaces()) == (how == "cut off")
     assert (tmp_path / "runs" / "megu" / "model" / "model.safetensors").is_file()
     assert "→ 0.0" in output, output
 

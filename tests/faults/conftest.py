@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-import io
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import disturb
+import nodes
+import outcomes
 import pytest
 
-from megu_dist import pipeline as stages
-from megu_dist.config.compose import load
-from megu_dist.data.stream import in_this_process
-from megu_dist.progress import Reporter
-
 NET = ["model.width=8", "model.stage_blocks=[1,1]", "model.num_channels=1", "model.image_size=8"]
-LEARN = ["train=scratch", "train.epochs=6", "train.lr=0.1", "train.batch_size=32", "train.precision=fp32", "engine=ddp"]
-TUNING = ["train.epochs=4", "train.lr=0.02", "train.batch_size=64", "train.precision=fp32", "train.threads=1"]
+PLAIN = ["train.precision=fp32", "train.threads=1", "engine=ddp"]
+LEARN = ["train.epochs=6", "train.lr=0.1", "train.batch_size=32", *PLAIN]
+TUNING = ["train.epochs=4", "train.lr=0.02", "train.batch_size=64", *PLAIN]
 REQUEST = ["forget.classes=[three]", "perturb.steps=40", "perturb.draws=2", "oracle.pairs_per_request=1"]
 
 
 @pytest.fixture(scope="session")
 def classifier(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small classifier of the digits, trained in this process."""
-    folder = tmp_path_factory.mktemp("classifier")
-    settings = load(["data=digits", f"data.cache_dir={cache_dir}", *NET, *LEARN]).settings
-    with in_this_process():
-        pipeline = stages.Pipeline(settings, folder, Reporter(io.StringIO()))
-        with pipeline.store.locked():
-            stages.train(pipeline)
-    return folder / "model"
+    words = ["data=digits", f"data.cache_dir={cache_dir}", *NET, *LEARN]
+    return outcomes.trained_here(words, tmp_path_factory.mktemp("classifier")) / "model"
+
+
+@pytest.fixture(scope="session")
+def training_words(cache_dir: Path) -> list[str]:
+    """A training job of short epochs; each waits for Ray Train to take its checkpoint."""
+    quick = ["train.retain_per_epoch=128", "train.batch_size=32", *PLAIN]
+    return ["data=digits", f"data.cache_dir={cache_dir}", *NET, *quick]
 
 
 @pytest.fixture(scope="session")
 def request_words(classifier: Path, cache_dir: Path) -> list[str]:
     """The request, with one worker."""
     data = ["data=digits", f"data.cache_dir={cache_dir}", f"model.path={classifier}"]
-    return ["unlearn", *data, *REQUEST, *TUNING, "engine=ddp", "oracle=embedding"]
+    return ["unlearn", *data, *REQUEST, *TUNING, "oracle=embedding"]
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +52,19 @@ def undisturbed(request_words: list[str], tmp_path_factory: pytest.TempPathFacto
     return found
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Young tests, nightly for now: they have not been timed together with the rest."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.slow)
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder]).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[nodes.Nodes]:
+    """A head and two nodes."""
+    with nodes.cluster(tmp_path) as made:
+        yield made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -16,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from outcomes import numbers
+
 MARK = "MEGU_FAULT_TEST"  # an environment variable that all processes of a run, or of a cluster, inherit
 PATIENCE_S = 240.0
 STAGES = ["split", "oracle", "perturb", "finetune", "evaluate", "report"]
 TITLES = {  # what Ray calls the processes
-    "reader": r"ray::(MapBatches\((Image|Part|Perturbed)Reader|_scan|.*[Rr]ead)",
+    "reader": r"ray::(MapBatches\((\w+Reader|_Scan)\)|.*[Rr]ead)",
     "perturber": r"ray::.*\(Perturber\)",
     "predictor": r"ray::.*\(Predictor\)",
     "train worker": r"ray::(.*TrainWorker|RayTrainWorker)",
@@ -212,15 +213,6 @@ def moments(folder: Path) -> dict[str, Callable[[], Any]]:
     }
 
 
-def numbers(folder: Path) -> dict[str, Any]:
-    """What must not depend on a disturbance: ``metrics.json`` without times, and without how often an oracle was asked."""
-    found = json.loads((folder / "metrics.json").read_text())
-    for name in ("seconds", "environment", "oracle"):
-        del found[name]
-    found.get("versus_retrained", {}).pop("seconds_ratio", None)
-    return found
-
-
 def leftovers(root: Path, folder: Path) -> list[str]:
     """Temporary files below the run's folders, and in the place for temporary files."""
     inside = [path for path in (folder / ".tmp").iterdir()] if (folder / ".tmp").is_dir() else []
@@ -243,3 +235,22 @@ def gone(mark: str, agents: bool = True) -> None:
     while left := [one for one in marked(mark) if agents or not re.match(TITLES["agent"], one.title)]:
         assert time.monotonic() < deadline, f"still there: {[(one.pid, one.title.strip()[:60]) for one in left]}"
         time.sleep(0.2)
+
+
+def fill(disk: Path) -> Path:
+    """Takes every byte that is left."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            with suppress(OSError):
+                while file.write(b"x" * size) == size:
+                    pass
+    return filler
+
+
+def is_told_of_a_full_disk(run: Command) -> None:
+    """A sentence that says what is wrong and what to do; no traceback."""
+    assert run.wait() == 2, run.log[-6000:]
+    assert "a disk is full" in run.output
+    assert "run the same command again" in run.output
+    assert "Traceback" not in run.output

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import disturb
-from disturb import Process
+from disturb import Command, Process
 
 from megu_dist.raysession import ENVIRONMENT
 
@@ -25,6 +25,8 @@ HEARTBEAT = {
     "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 4,
 }
+OF_RAY = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "ActorLocationTracker", "_AutoscalingCoordinatorActor",
+          "_UsageCollectionActor", "_StatsActor")  # fmt: skip
 GROUPS = """
 import json, sys
 import ray
@@ -50,7 +52,6 @@ class Nodes:
     def add(self) -> None:
         """One more node."""
         self.workers.append(self.cluster.add_node(num_cpus=CPUS, object_store_memory=2**28))
-        self.cluster.wait_for_nodes(timeout=120)
 
     def processes(self) -> list[Process]:
         """Of all nodes for work."""
@@ -88,6 +89,13 @@ class Nodes:
         """What is left of a run on the nodes: processes that do somebody's work, and no idle ones."""
         return [one for one in disturb.marked(self.mark) if one.title.startswith("ray::") and not _own(one.title)]
 
+    def nothing_is_left(self, run: Command) -> None:
+        """Waits for the end of a run's processes and placement groups; no temporary files are left."""
+        disturb.gone(run.mark)
+        disturb.wait_for(lambda: not self.work(), f"the end of {self.work()}", 60, every=0.5)
+        disturb.wait_for(lambda: self.groups() == "[]", "the end of the placement groups", 60, every=1)
+        assert not disturb.leftovers(run.root, run.folder)
+
     def _of(self, node: Any) -> list[Process]:
         raylet = self._raylet(node)
         return [Process(raylet, "raylet"), *disturb.descendants(raylet)]
@@ -100,8 +108,8 @@ class Nodes:
 
 
 def _own(title: str) -> bool:
-    """Whether a process belongs to Ray itself, and to no run."""
-    return title.startswith(("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_StatsActor"))
+    """Whether a process belongs to Ray itself, and to no run: Ray Data leaves some actors to the runs that follow."""
+    return title.startswith(tuple(f"ray::{name}" for name in OF_RAY))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import disturb
 import pytest
 
-RESTARTED = ["replica", "reader", "perturber", "train worker", "predictor"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_one_process_of_every_kind_is_killed(
@@ -41,8 +41,6 @@ def test_a_killed_driver_leaves_nothing_and_the_same_command_goes_on(
     assert not disturb.leftovers(tmp_path, run.folder)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_the_driver_is_killed_in_every_stage(
     request_words: list[str], undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -60,8 +58,6 @@ def test_the_driver_is_killed_in_every_stage(
     assert not disturb.leftovers(tmp_path, run.folder)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", [["engine=ddp"], ["engine=deepspeed", "engine.zero_stage=2"]], ids=["ddp", "zero2"])
 def test_one_of_two_train_workers_is_killed_while_it_writes_a_checkpoint(
     request_words: list[str], engine: list[str], tmp_path: Path

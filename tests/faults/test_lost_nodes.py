@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,11 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[nodes.Nodes]:
-    """A head and two nodes."""
-    with nodes.cluster(tmp_path) as made:
-        yield made
-
-
 def seen(run: disturb.Command, cluster: nodes.Nodes, what: str) -> disturb.Process:
     """A process of the kind, at work on a node."""
     run.until(disturb.moments(run.folder)[what], f"the moment of the {what}")
     found: list[disturb.Process] = run.until(lambda: disturb.named(cluster.processes(), what), f"a {what}")
     return found[0]
-
-
-def nothing_is_left(run: disturb.Command, cluster: nodes.Nodes) -> None:
-    disturb.gone(run.mark)
-    disturb.wait_for(lambda: not cluster.work(), f"the end of {cluster.work()}", 60, every=0.5)
-    disturb.wait_for(lambda: cluster.groups() == "[]", "the end of the placement groups", 60, every=1)
-    assert not disturb.leftovers(run.root, run.folder)
 
 
 def test_the_node_of_every_part_is_killed(
@@ -43,7 +28,7 @@ def test_the_node_of_every_part_is_killed(
             cluster.kill(seen(run, cluster, what))
             cluster.add()
         assert run.finish() == undisturbed
-        nothing_is_left(run, cluster)
+        cluster.nothing_is_left(run)
 
 
 def test_the_node_of_every_part_is_frozen(
@@ -60,4 +45,4 @@ def test_the_node_of_every_part_is_frozen(
         cluster.freeze(seen(run, cluster, "predictor"))
         assert run.finish() == undisturbed
         cluster.thaw()
-        nothing_is_left(run, cluster)
+        cluster.nothing_is_left(run)

@@ -59,6 +59,20 @@ def test_accuracy_and_loss_by_hand() -> None:
     assert set(found) == {"acc_forget_test", "loss_forget_test"}  # no images, no number
 
 
+def test_masked_accuracy_leaves_forgotten_classes_out_of_the_choice() -> None:
+    """Class 2 is forgotten: of three retained images, one is right as it is, another once class 2 cannot be chosen."""
+    kept = predictions(np.array([[0.7, 0.2, 0.1], [0.1, 0.4, 0.5], [0.1, 0.4, 0.5]]), np.array([0, 1, 0]))
+    gone = predictions(np.array([[0.1, 0.1, 0.8]]), np.array([2]))
+    found = compute({"original": {"retain_test": kept, "forget_test": gone}}, 0)[0]["original"]
+    assert found["acc_retain_test"] == pytest.approx(1 / 3)
+    assert found["acc_retain_test_masked"] == pytest.approx(2 / 3)
+    mixed = predictions(np.array([[0.1, 0.1, 0.8]]), np.array([1]))  # an image of a class that stays
+    assert (
+        "acc_retain_test_masked"
+        not in compute({"original": {"retain_test": kept, "forget_test": mixed}}, 0)[0]["original"]
+    )
+
+
 def test_divergence_and_distance_by_hand() -> None:
     ours, reference = constant([0.5, 0.25, 0.25]), constant([0.8, 0.1, 0.1])
     _, versus = compute({"unlearned": ours, "retrained": reference}, 0)
