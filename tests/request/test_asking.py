@@ -159,7 +159,7 @@ def test_a_request_can_be_withdrawn_until_it_is_carried_out(
     assert megu("withdraw", "r0001")[0] == 0
     assert megu("withdraw")[0] == 2
     code, _, err = megu("withdraw", "r0001")
-    assert (code, "only a pending or failed one" in err) == (2, True)
+    assert (code, "only pending or failed ones" in err) == (2, True)
     megu("add", "forget.classes=[three]")  # may be asked for again
     finish(tmp_path, untrained_model, cache_dir)
     code, _, err = megu("withdraw", "r0002")

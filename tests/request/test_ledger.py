@@ -23,7 +23,7 @@ from megu_dist.request.record import model_hash
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, untrained_model: Path, cache_dir: Path) -> Path:
-    """A ledger with three requests in three batches."""
+    """A ledger with four requests in three batches."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -116,8 +116,8 @@ def touch(path: str, text: str | None) -> Callable[[Path], None]:
         (edit("requests.jsonl", 0, "three", "eight"), "requests.jsonl, line 1: was changed"),
         (drop("records.jsonl", 0), "records.jsonl, line 1: does not follow"),
         (drop("requests.jsonl", 1), "requests.jsonl, line 2: does not follow"),
-        (drop("records.jsonl", 2), "record of c: is not there"),  # the last line: nothing after it holds its hash
-        (drop("requests.jsonl", 8), "record of c: the journal does not say that it is finished"),
+        (drop("records.jsonl", 3), "record of c: is not there"),  # the last line: nothing after it holds its hash
+        (drop("requests.jsonl", 9), "record of c: the journal does not say that it is finished"),
         (rewrite("records.jsonl", 1, classes=["four"]), "record of a: is not there"),
         (rewrite("requests.jsonl", 0, classes=["four"]), "record of a: classes does not fit"),
         (touch("ids/b.txt", "# salt\ntrain/00000001\n"), "b.txt: is missing or was changed"),
@@ -138,9 +138,9 @@ def test_tampering_shows(ledger: Path, spoil: Callable[[Path], None], told: str)
 
 def test_lines_taken_from_both_ends_show_to_who_noted_a_hash_down(ledger: Path) -> None:
     head = Chain(ledger / "records.jsonl").read()[-1]["hash"]
-    drop("records.jsonl", 2)(ledger)
+    drop("records.jsonl", 3)(ledger)
     for _ in range(3):
-        drop("requests.jsonl", 6)(ledger)
+        drop("requests.jsonl", 7)(ledger)
     assert verify_records.Ledger(ledger, []).bad == []
     assert verify_records.Ledger(ledger, [head]).bad == [f"{head}: no line has this hash; lines are missing"]
 
@@ -158,10 +158,10 @@ def test_an_unfinished_last_line_is_passed_over_and_cut_off(ledger: Path, rest: 
     journal = ledger / "requests.jsonl"
     before = journal.read_bytes()
     journal.write_bytes(before + rest)
-    assert len(Chain(journal).read()) == 9
+    assert len(Chain(journal).read()) == 10
     checked = verify_records.Ledger(ledger, [])
     assert not checked.bad
-    assert "9 lines, and an unfinished one" in checked.notes[0]
+    assert "10 lines, and an unfinished one" in checked.notes[0]
     assert journal.read_bytes() == before + rest  # looking changes nothing
     Chain(journal).append([{"schema": 1, "event": "added"}])
     assert journal.read_bytes().startswith(before + b'{"event":"added"')
