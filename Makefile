@@ -8,7 +8,7 @@ export MEGU_DATA_DIR := $(DATA)
 MEGU := $(BIN)/megu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-all bench lint format clean
+.PHONY: help setup data demo test test-all bench lint format docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,10 @@ bench: setup ## speed against bare baselines: ratios, medians of several runs
 
 test-all: lint ## every test
 	$(BIN)/pytest -m "not perf"
+
+docs: setup ## the pages and figures that are made from the code
+	$(BIN)/python tools/make_configuration.py
+	$(BIN)/python tools/draw_how_it_works.py
 
 clean: ## remove the environment, caches and demo results
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache $(RUNS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -36,19 +38,37 @@ class Verb:
     examples: str
     defaults: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()  # words without "=" that the verb understands
+    flags: tuple[str, ...] = ()  # options that the verb understands
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 a fault (traceback in the log), 2 bad input, 130 interrupted."""
+    """Entry point. Exit status: 0 done, 1 a fault (traceback in the log), 2 bad input, 130 interrupted.
+
+    141, and no word, where the reader of the output has gone (``megu list | head -3``), as for any Unix command.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        sys.exit(_dispatch(words))
+        code = _dispatch(words)
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at its end
+        sys.exit(141)
     except UserError as error:
         print(f"megu: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("megu: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def _reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _dispatch(words: list[str]) -> int:
@@ -76,20 +96,30 @@ def _dispatch(words: list[str]) -> int:
         if second and not (name in VERBS and VERBS[name].takes):
             raise UserError(f"unknown verb '{name} {rest[0]}': {nearest(rest[0], second)}")
     if name not in VERBS:
-        raise UserError(f"unknown verb {name!r}: {nearest(name, [*VERBS, *WITHOUT_SETTINGS, 'show-config'])}")
+        return _no_verb(name, rest)
     verb = VERBS[name]
     if "--help" in rest or "-h" in rest:
         print(
             f"megu {name}: {verb.summary}\n\nExamples:\n{verb.examples}\n{OPTIONS}\nAll keys: megu show-config {name}"
         )
         return 0
-    rest, config_dir = _take_option(rest, "--config-dir")
+    flags = [word for word in rest if word in verb.flags]
+    rest, config_dir = _take_option([word for word in rest if word not in flags], "--config-dir")
     taken = [word for word in rest if "=" not in word][: len(verb.takes)]
     composed = load([word for word in rest if word not in taken], verb.defaults, config_dir)
     if show:
         print(composed.yaml, end="")
         return 0
-    return _run(name, verb, composed, taken)
+    return _run(name, verb, composed, [*taken, *flags])
+
+
+def _no_verb(name: str, rest: Sequence[str]) -> int:
+    """The first word of verbs of two: names them; anything else is a mistake."""
+    family = [verb for verb in VERBS if verb.startswith(f"{name} ")]
+    if not family or (rest and rest[0] not in ("--help", "-h")):
+        raise UserError(f"unknown verb {name!r}: {nearest(name, [*VERBS, *WITHOUT_SETTINGS, 'show-config'])}")
+    print("\n".join(f"megu {verb:18} {VERBS[verb].summary}" for verb in family))
+    return 0 if rest else 2
 
 
 def _take_option(words: list[str], option: str) -> tuple[list[str], str | None]:
@@ -112,6 +142,8 @@ def _run(name: str, verb: Verb, composed: Composed, taken: Sequence[str]) -> int
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            raise
         mended = find_user_error(error)
         if mended is not None:
             raise mended from None
@@ -141,6 +173,8 @@ def _interrupt(*_: object) -> None:
 def run_folder(verb: str, composed: Composed) -> Path:
     """``run.dir/run.name``; without a name, one made from the verb and the request, the same for the same request."""
     s = composed.settings
+    if verb == "request":
+        return Path(s.request.dir).expanduser().resolve()
     name = s.run.name
     if name is None:
         parts = [verb, s.data.name]
@@ -208,6 +242,12 @@ def _models(pipeline: Pipeline, composed: Composed) -> dict[str, Checkpoint]:
 
 
 def _unlearn(composed: Composed, folder: Path) -> None:
+    _unlearn_stages(composed, folder)
+    _print_results(folder, composed.settings.report.compare)
+    print(f"model:  {folder / 'model'}\nreport: {folder / 'report.html'}")
+
+
+def _unlearn_stages(composed: Composed, folder: Path) -> None:
     from megu_dist import pipeline as stages
 
     def prepare(pipeline: Pipeline) -> Callable[[], None]:
@@ -219,8 +259,6 @@ def _unlearn(composed: Composed, folder: Path) -> None:
         return lambda: stages.unlearn(pipeline, models)
 
     _with_pipeline(composed, folder, prepare)
-    _print_results(folder, composed.settings.report.compare)
-    print(f"model:  {folder / 'model'}\nreport: {folder / 'report.html'}")
 
 
 def _evaluate(composed: Composed, folder: Path) -> None:
@@ -297,6 +335,36 @@ def _benchmark(composed: Composed, folder: Path) -> None:
         raise UserError(
             f"{len(bad)} of {len(results)} cells have no result; run the same command again to try them once more"
         )
+
+
+def _sweep(composed: Composed, folder: Path, resume: str = "") -> None:
+    from rich.console import Console
+
+    from megu_dist.progress import Reporter, chatter_to
+    from megu_dist.raysession import ray_session
+    from megu_dist.store import ArtefactStore, write_text
+    from megu_dist.tune import page, study
+    from megu_dist.tune.outcome import outcome
+
+    if resume and not (folder / study.STATE).is_file():
+        raise UserError(f"--resume: there is no sweep in {folder}; leave --resume out to begin one")
+    with ArtefactStore(folder).locked():
+        space = study.check(composed)
+        with chatter_to(folder / "log.txt") as terminal:
+            write_text(folder / "config.yaml", composed.yaml)
+            with ray_session(composed.settings):
+                rows = study.run(composed, space, folder, Reporter(terminal))
+    found = outcome(rows, space)
+    page.write(found, space, composed, folder)
+    Console(width=None if sys.stdout.isatty() else 160).print(page.terminal(found))
+    failed = found.rows[found.rows["status"] == "failed"].drop_duplicates("trial")
+    for words, error in failed[["words", "error"]].itertuples(index=False):
+        print(f"failed: {words}: {error}")
+    print(f"trials:      {folder / 'sweep.parquet'}\nreport:      {folder / 'report.html'}")
+    if found.best is not None:
+        print(f"recommended: {folder / 'experiment' / 'recommended.yaml'}")
+    if len(failed):
+        raise UserError(f"{len(failed)} settings have no result; run the same command again to try them once more")
 
 
 def _oracle(composed: Composed, folder: Path) -> None:
@@ -422,6 +490,19 @@ def _list(words: list[str]) -> int:
     return 0
 
 
+def _request(verb: str) -> Callable[..., None]:
+    def run(composed: Composed, folder: Path, *taken: str) -> None:
+        from megu_dist.request import commands
+
+        if verb == "run":
+            return commands.run(composed, folder, _unlearn_stages)
+        actions = {"add": commands.add, "list": commands.listed, "show": commands.shown, "verify": commands.verify,
+                   "withdraw": commands.withdraw}  # fmt: skip
+        return actions[verb](composed, folder, *taken)
+
+    return run
+
+
 def _submit(words: list[str]) -> int:
     from megu_dist.jobs.commands import submit
 
@@ -434,6 +515,12 @@ def _jobs(words: list[str]) -> int:
     return jobs(words)
 
 
+def _doctor(words: list[str]) -> int:
+    from megu_dist.doctor.commands import doctor
+
+    return doctor(words)
+
+
 def _usage() -> str:
     verbs = "\n".join(f"  {name:14} {verb.summary}" for name, verb in VERBS.items() if name != "oracle fill")
     return (
@@ -441,6 +528,7 @@ def _usage() -> str:
         f"Usage: megu VERB [key=value …]\n\nVerbs:\n{verbs}\n"
         "  submit         any of these as a job on a Ray cluster\n"
         "  jobs           list, logs and stop of such jobs\n"
+        "  doctor         what is wrong with this machine or a cluster, and how to mend it\n"
         "  list           what there is to choose from: data, models, oracles, methods, metrics, engines, experiments\n"
         "  show-config    the settings that a verb would run with\n\n"
         "`megu VERB --help` shows examples."
@@ -462,6 +550,16 @@ VERBS: dict[str, Verb] = {
         "  megu benchmark experiment=benchmark_digits\n"
         "  megu benchmark experiment=benchmark_small data.path=DIR/cifar10 run.name=small\n"
         "  megu benchmark experiment=benchmark_small 'benchmark.methods=[megu,scrub]' 'benchmark.seeds=[0]'",
+    ),
+    "sweep": Verb(
+        _sweep,
+        "try many settings of an unlearning on validation images: sensitivity report, best setting",
+        "  megu sweep experiment=sensitivity_noise model.path=runs/original/model\n"
+        "  megu sweep … 'sweep.space.method.alpha=[0,0.5,1]' 'sweep.space.perturb.tau=[1,2,4]' 'sweep.seeds=[0,1,2]'\n"
+        "  megu sweep … sweep.search=optuna sweep.trials=40 'sweep.space.train.lr={low: 0.001, high: 0.05, log: true}'\n"
+        "  megu sweep … sweep.search=random sweep.scheduler=asha train.epochs=4\n"
+        "  megu sweep … --resume   (goes on where it was)",
+        flags=("--resume",),
     ),
     "oracle": Verb(
         _oracle,
@@ -520,6 +618,43 @@ VERBS: dict[str, Verb] = {
         "      evaluate.retrained=runs/retrained/model 'forget.classes=[Shirt]'\n"
         "  megu analyze … run.name=x   (into the folder of a run: its report gets a section)",
     ),
+    "request add": Verb(
+        _request("add"),
+        "record a deletion request: classes, or training images by id",
+        "  megu request add request.dir=deletions data=fashion_mnist 'forget.classes=[Shirt]'\n"
+        "  megu request add data=parquet data.path=DIR forget.ids_file=ids.txt request.id=ticket-4711",
+    ),
+    "request list": Verb(
+        _request("list"), "the requests of a ledger and how far they are", "  megu request list request.dir=deletions"
+    ),
+    "request run": Verb(
+        _request("run"),
+        "carry out all pending requests in one unlearning of the latest model",
+        "  megu request run request.dir=deletions data=fashion_mnist model.path=runs/original/model\n"
+        "  megu request run … evaluate.retrained=runs/retrained/model   (takes the words of megu unlearn, too)\n\n"
+        "model.path is the model before the first deletion; later runs start from the model of the run before.\n"
+        "A run that was stopped goes on with the same requests. A second one meanwhile waits for the first.",
+        ("evaluate.deep=[linear_probe,relearn]",),
+    ),
+    "request show": Verb(
+        _request("show"),
+        "what was asked, done and measured for a request, and what that does not prove; a page of it",
+        "  megu request show r0001 request.dir=deletions",
+        takes=("ID",),
+    ),
+    "request verify": Verb(
+        _request("verify"),
+        "check journal, records, ids and models of a ledger against their hashes",
+        "  megu request verify request.dir=deletions\n"
+        "  megu request verify HASH   (of a line, noted down earlier: it must still be there)",
+        takes=("HASH",),
+    ),
+    "request withdraw": Verb(
+        _request("withdraw"),
+        "take back a request that was not carried out",
+        "  megu request withdraw r0002 request.dir=deletions",
+        takes=("ID",),
+    ),
     "report": Verb(
         _report,
         "write report.html of a finished run again, perhaps beside other runs",
@@ -528,7 +663,12 @@ VERBS: dict[str, Verb] = {
 }
 
 VERBS["oracle fill"] = VERBS["oracle"]
-WITHOUT_SETTINGS: dict[str, Callable[[list[str]], int]] = {"list": _list, "submit": _submit, "jobs": _jobs}
+WITHOUT_SETTINGS: dict[str, Callable[[list[str]], int]] = {
+    "list": _list,
+    "submit": _submit,
+    "jobs": _jobs,
+    "doctor": _doctor,
+}
 
 if __name__ == "__main__":
     main()

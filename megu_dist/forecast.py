@@ -49,7 +49,7 @@ def _compute(pipeline: Pipeline) -> list[tuple[str, str]]:
     s, forget = pipeline.settings, _count_forget(pipeline)
     retain = pipeline.source.num_rows("train") - forget
     build, shape = pipeline.architecture()
-    return forecast(s, build, shape, forget, retain, pipeline.needs_perturbed)
+    return forecast(s, build, shape, forget, retain, pipeline.noise if pipeline.needs_perturbed else None)
 
 
 def _count_forget(pipeline: Pipeline) -> int:

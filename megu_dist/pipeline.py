@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megu_dist.config.registry import lookup
@@ -23,7 +24,7 @@ from megu_dist.data.bad_rows import BadRows
 from megu_dist.data.base import Source
 from megu_dist.data.coarse import refuse_fine_names, resolve_subclasses
 from megu_dist.data.open import open_source
-from megu_dist.data.split import Split, ids_hash, make_split, read_ids
+from megu_dist.data.split import ALREADY_SCHEMA, Gone, Split, ids_hash, make_split, read_ids
 from megu_dist.data.stream import here
 from megu_dist.errors import UserError
 from megu_dist.models.checkpoint import Checkpoint, check_labels, open_checkpoint
@@ -51,6 +52,7 @@ class Pipeline:
         self.names = self.source.class_names
         self.classes: list[int] = []  # labels of the model's label space that are forgotten as a whole
         self.subclasses: list[int] = []  # fine labels that are forgotten
+        self.already: list[int] = []  # labels that were forgotten as a whole before
         self.store = ArtefactStore(self.folder, settings.run.resume)
         self.references: Path | None = None  # where predictions of models that many runs compare with are kept
 
@@ -59,19 +61,43 @@ class Pipeline:
     def check_request(self) -> None:
         """The forget request against the data's classes."""
         check_forget(self.settings)
-        if self.settings.forget.scenario == "class":
-            refuse_fine_names(self.settings.forget.classes, self.source)
-            self.classes = resolve_classes(self.settings.forget.classes, self.names)
-        if self.settings.forget.scenario == "subclass":
-            self.subclasses = resolve_subclasses(self.settings.forget.classes, self.source)
-        if self.settings.forget.scenario == "ids":
-            read_ids(str(self.settings.forget.ids_file))
+        forget = self.settings.forget
+        if forget.scenario == "class":
+            refuse_fine_names(forget.classes, self.source)
+            self.classes = resolve_classes(forget.classes, self.names)
+        if forget.scenario == "subclass":
+            self.subclasses = resolve_subclasses(forget.classes, self.source)
+        if forget.scenario == "ids":
+            read_ids(str(forget.ids_file))
+        self._check_already()
         count, total = self.settings.forget.count, self.source.num_rows("train")
         if self.settings.forget.scenario == "random" and count is not None and count >= total:
             raise UserError(
-                f"forget.count={count} takes every one of {total} training images: nothing would be retained"
+                f"forget.count={count} takes every one of {total} training images: nothing would be retained; "
+                "ask for fewer"
             )
         self._compared()
+
+    def _check_already(self) -> None:
+        """What was forgotten before, against the data's classes and the request."""
+        forget = self.settings.forget
+        if forget.already_classes:
+            self.already = resolve_classes(forget.already_classes, self.names, "forget.already_classes")
+        if both := sorted({*self.classes} & {*self.already}):
+            raise UserError(
+                f"forget.classes: {self.names[both[0]]!r} was forgotten before; leave it out of forget.classes"
+            )
+        left = len(self.names) - len({*self.classes} | {*self.already})
+        if self.already and left < 1 + (forget.scenario != "class"):  # an image needs another class to go to
+            raise UserError(
+                f"forget.already_classes and the request together leave {left} of {len(self.names)} classes"
+            )
+
+    @property
+    def gone(self) -> Gone:
+        """What was forgotten before."""
+        file = self.settings.forget.already_file
+        return Gone(tuple(self.already), frozenset(read_ids(file, "forget.already_file")) if file else frozenset())
 
     @property
     def fine(self) -> bool:
@@ -89,6 +115,13 @@ class Pipeline:
     def needs_perturbed(self) -> bool:
         """Whether the method learns from the perturb stage's images."""
         return bool(lookup("method", self.settings.method.name).target.needs_perturbed)
+
+    @property
+    def noise(self) -> str:
+        """Which noise the perturb stage makes."""
+        if self.settings.perturb.noise != "auto":
+            return self.settings.perturb.noise
+        return str(lookup("method", self.settings.method.name).target(self.settings.method).noise())
 
     def check_method(self) -> None:
         """Whether the method can do what is asked of it."""
@@ -194,7 +227,8 @@ class Pipeline:
             check_workers(self.settings.train)
 
     def tolerate(self, forget_rows: np.ndarray) -> None:
-        """Has images that cannot be read named in the run folder and, but for those to be forgotten, left out if few."""
+        """Has images that cannot be read named in the run folder and, but for those to be forgotten, left out "
+        "if few."""
         # Not part of any stage's key: a run that stopped goes on from where it was once more images may be bad.
         folder = self.folder / ".bad_rows" / self.source.fingerprint()[:16]
         self.source.bad_rows = BadRows(folder, self.settings.data.max_bad_fraction, forget_rows)
@@ -209,16 +243,19 @@ class Pipeline:
     def split(self) -> tuple[Split, Record]:
         """``split/forget.parquet`` and ``split/manifest.json``."""
         forget = self.settings.forget
-        inputs: dict[str, Any] = {"data": self.source.fingerprint(), "forget": asdict(forget), "classes": self.classes}
+        inputs: dict[str, Any] = {"data": self.source.fingerprint(), "forget": _keyed(forget), "classes": self.classes}
         inputs["seed"] = self.settings.seed.unlearn if forget.scenario == "random" else None
         if forget.scenario == "ids":
             inputs["ids"] = ids_hash(read_ids(str(forget.ids_file)))
+        if gone := self.gone:
+            inputs["already"] = [self.already, ids_hash(list(gone.ids))]
 
         def work(out: Path) -> dict[str, Any]:
             wanted = self.subclasses if self.fine else self.classes
-            split = make_split(self.source, forget, wanted, self.settings.seed.unlearn, self.reporter.update)
+            split = make_split(self.source, forget, wanted, self.settings.seed.unlearn, self.reporter.update, gone)
             (out / "split").mkdir()
             pq.write_table(split.forget, out / "split" / "forget.parquet")
+            pq.write_table(split.already, out / "split" / "already.parquet")
             ids = split.forget["id"].to_pylist()
             manifest = {
                 "scenario": forget.scenario,
@@ -227,7 +264,9 @@ class Pipeline:
                 "train": int(split.class_counts.sum()),
                 "test": self.source.num_rows("test"),
                 "forget": len(ids),
-                "retain": int(split.class_counts.sum()) - len(ids),
+                "already": len(split.already),
+                "already_classes": [self.names[label] for label in self.already],
+                "retain": int(split.class_counts.sum()) - len(ids) - len(split.already),
                 "class_counts": split.class_counts.tolist(),
                 "forget_hash": ids_hash(ids),
                 "data_fingerprint": self.source.fingerprint(),
@@ -240,7 +279,9 @@ class Pipeline:
         manifest = json.loads((self.folder / "split" / "manifest.json").read_text())
         table = pq.read_table(self.folder / "split" / "forget.parquet")
         self.tolerate(table["row"].to_numpy())
-        return Split(table, np.array(manifest["class_counts"])), record
+        file = self.folder / "split" / "already.parquet"
+        already = pq.read_table(file) if file.is_file() else ALREADY_SCHEMA.empty_table()  # an older run has none
+        return Split(table, np.array(manifest["class_counts"]), already), record
 
     def oracle(self, split: Split, split_key: str, model: Checkpoint | None) -> Record:
         """``transition.json``; before it, where the classifier's confusions are asked for, their table."""
@@ -257,8 +298,8 @@ class Pipeline:
             record = self._confusion("shortlist", "train", split, split_key, model)
             confusions = self.folder / "shortlist.parquet"
         known = fill.about(settings)
-        # What is shown of a class must not be what a request by ids asks to delete.
-        without = np.zeros(0, np.int64) if per_class else split.rows
+        # What is shown of a class must not be what a request by ids asks, or asked, to delete.
+        without = split.already["row"].to_numpy() if per_class else split.left_out
         inputs: dict[str, Any] = {"oracle": _keyed(settings), "id": known.id, "prompts": known.prompts}
         inputs["oracle"].pop("path", None)  # the id stands for its content
         inputs |= {"names": self.names, "labels": labels, "tau": s.perturb.tau, "exclude_self": per_class}
@@ -266,17 +307,20 @@ class Pipeline:
         if fine:
             inputs |= {"rows": self.forgotten_names, "left": stage.remaining(self.source, labels)}
         inputs["shortlist"] = None if confusions is None else record.key
+        if self.already:
+            inputs["already"] = self.already
         if settings.images:
             inputs |= {
                 "data": self.source.fingerprint(),
                 "seed": s.seed.unlearn,
-                "without": None if per_class else split_key,
+                "without": None if per_class and not len(without) else split_key,
             }
 
         def work(out: Path) -> dict[str, Any]:
             job = stage.prepare(
-                self.source, settings, labels, s.perturb.tau, per_class, s.seed.unlearn, without, confusions, fine
-            )
+                self.source, settings, labels, s.perturb.tau, per_class, s.seed.unlearn, without, confusions, fine,
+                tuple(self.already),
+            )  # fmt: skip
             return fill.fill(settings, job, self.ratings_folder, out, self.reporter.update)
 
         total = self.oracle_estimate(settings, len(labels)).calls
@@ -320,7 +364,8 @@ class Pipeline:
 
         s = self.settings
         inputs = {"split": split_key, "model": model.fingerprint(), "oracle": oracle.key, "seed": s.seed.unlearn}
-        inputs["perturb"] = _keyed(s.perturb)
+        settings = replace(s.perturb, noise=self.noise)
+        inputs["perturb"] = _keyed(settings)
         transition = Transition.from_json(json.loads((self.folder / "transition.json").read_text()))
 
         def work(out: Path) -> dict[str, Any]:
@@ -330,8 +375,8 @@ class Pipeline:
                 split.rows,
                 model,
                 transition,
-                self.classes,
-                s.perturb,
+                [*self.classes, *self.already],
+                settings,
                 s.seed.unlearn,
                 actors,
                 out / "perturbed",
@@ -341,8 +386,20 @@ class Pipeline:
 
         return self._stage("perturb", inputs, ["perturbed"], len(split.rows), "images", work)
 
-    def finetune(self, split: Split, split_key: str, model: Checkpoint | None, perturbed: Record | None) -> Record:
-        """``model/`` and ``history.jsonl``; with ``model`` None, training from random weights on the retain rows."""
+    def finetune(
+        self,
+        split: Split,
+        split_key: str,
+        model: Checkpoint | None,
+        perturbed: Record | None,
+        until: int | None = None,
+        start: Path | None = None,
+    ) -> Record:
+        """``model/`` and ``history.jsonl``; with ``model`` None, training from random weights on the retain rows.
+
+        ``until``: stop after so many epochs of the schedule; a later call goes on from there. ``start``: a checkpoint to go
+        on from where this fit has none of its own.
+        """
         from megu_dist.data import plan
         from megu_dist.engine.launch import fit
         from megu_dist.engine.worker import TrainJob
@@ -358,9 +415,13 @@ class Pipeline:
         inputs["model"] = _keyed(s.model) if model is None else model.fingerprint()
         inputs["seed"] = s.seed.train if model is None else s.seed.unlearn
         preprocess = lookup("model", s.model.name).target(s.model).preprocess() if model is None else model.preprocess
-        kept = len(plan.complement(self.source.num_rows("train"), split.rows))
+        kept = len(plan.complement(self.source.num_rows("train"), split.left_out))
         per_epoch = min(kept, s.train.retain_per_epoch or kept) + (len(split.rows) if perturbed else 0)
         key = content_key(inputs)
+        if until is not None:
+            inputs["until"] = until  # of the stage, and not of its checkpoints
+        if start is not None:
+            inputs["start"] = str(start)
 
         def progress(line: dict[str, Any]) -> None:
             self.reporter.update(round((line["epoch"] + line["step"] / line["steps"]) * per_epoch))
@@ -377,7 +438,11 @@ class Pipeline:
                 history=str(self.folder / "checkpoints" / key[:12] / "history.jsonl"),
                 model_folder=None if model is None else str(model.folder),
                 perturbed=None if perturbed is None else str(self.folder / "perturbed"),
-                forget_classes=tuple(self.classes) if s.forget.scenario == "class" else (),
+                until=until,
+                resume=None if start is None else str(start),
+                forget_classes=tuple(self.classes),
+                already_rows=split.already["row"].to_numpy(),
+                already_classes=tuple(self.already),
             )
             result = fit(job, self.folder / "checkpoints" / key[:12], progress)
             if (lost := result.get("resumed", {}).get("fresh_optimizer")) is not None:
@@ -419,13 +484,11 @@ class Pipeline:
             )
             per_model, versus = base.compute(found, s.seed.evaluate)
             if s.evaluate.deep:
-                scored = {name: folder for name, folder in folders.items() if name != "retrained_second"}
-                deep = run_deep(s.evaluate.deep, self._deep_job(split, models["original"]), scored)
+                deep = run_deep(s.evaluate.deep, self._deep_job(split, models["original"]), folders)
                 per_model = {name: numbers | deep.get(name, {}) for name, numbers in per_model.items()}
             floor = None
-            if "retrained_second" in found:
-                floor = base.against_retrained("retrained_second", found, per_model)
-                del per_model["retrained_second"]  # a measure of chance, and not a model of the run
+            if "retrained_second" in found:  # a measure of chance, and not a model of the run
+                floor = base.against_retrained("retrained_second", found, per_model), per_model.pop("retrained_second")
             seconds = {r.stage: r.seconds for r in records} | {"evaluate": round(time.monotonic() - start, 3)}
             seconds["total"] = round(sum(seconds.values()), 3)
             self._write_metrics(out, split, method, per_model, versus, floor, seconds, records)
@@ -438,18 +501,21 @@ class Pipeline:
         from megu_dist.metrics.predict import PartReader
 
         s = self.settings
-        kept = plan.complement(self.source.num_rows("train"), split.rows)
-        kept = plan.sample(kept, s.evaluate.retain_train_limit, s.seed.evaluate, 0)
+        limit, seed = s.evaluate.retain_train_limit, s.seed.evaluate
+        kept = plan.sample(plan.complement(self.source.num_rows("train"), split.left_out), limit, seed, 0)
         scored = s.evaluate.split
         unseen = np.arange(self.source.num_rows(scored))
+        # Of classes only: single images of a class that is still known may well be recognised.
+        gone = split.already["row"].to_numpy()[np.isin(split.already["label"].to_numpy(), self.already)]
         parts = (
             ("retain_train", "train", kept),
             ("forget_train", "train", split.rows),
             ("retain_test", scored, unseen),
+            ("already_train", "train", plan.sample(gone, limit, seed, 0)),
         )
-        if self.fine:
-            return PartReader(self.source, model.preprocess, parts, tuple(self.subclasses), "fine")
-        return PartReader(self.source, model.preprocess, parts, tuple(self.classes))
+        forgotten = self.subclasses if self.fine else self.classes
+        by = "fine" if self.fine else "label"
+        return PartReader(self.source, model.preprocess, parts, tuple(forgotten), by, tuple(self.already))
 
     def _deep_job(self, split: Split, original: Checkpoint) -> Any:
         from megu_dist.data.split import scan
@@ -458,6 +524,7 @@ class Pipeline:
         s, by = self.settings, "fine" if self.fine else "label"
         forgotten = self.subclasses if self.fine else self.classes
         table, _ = scan(self.source, "train", None, columns=("row", by))
+        table = table.filter(pa.array(~np.isin(table["row"].to_numpy(), split.already["row"].to_numpy())))
         unseen, _ = scan(self.source, s.evaluate.split, None, columns=("row", by))
         unseen = unseen["row"].to_numpy()[np.isin(unseen[by].to_numpy(), forgotten)]
         return DeepJob(
@@ -481,7 +548,7 @@ class Pipeline:
         method: str,
         per_model: dict[str, Any],
         versus: dict[str, float] | None,
-        floor: dict[str, float] | None,
+        floor: tuple[dict[str, float], dict[str, float]] | None,
         seconds: dict[str, float],
         records: list[Record],
     ) -> None:
@@ -503,6 +570,8 @@ class Pipeline:
             },
             "environment": environment(),
         }
+        if gone := len(split.already):
+            data["already"] = {"count": gone, "classes": [self.names[label] for label in self.already]}
         if versus is not None:
             data["versus_retrained"] = versus
             trained = _training_seconds(str(s.evaluate.retrained))
@@ -511,7 +580,7 @@ class Pipeline:
                 if "finetune" in seconds:
                     versus["seconds_ratio"] = (seconds.get("perturb", 0.0) + seconds["finetune"]) / trained
         if floor is not None:
-            data["versus_floor"] = floor
+            data["versus_floor"], data["floor_model"] = floor
         write_json(out / "metrics.json", data)
 
     def check_analysis(self) -> None:
@@ -526,7 +595,8 @@ class Pipeline:
         check_map(self.settings.analyze.map)
 
     def analyze(self, models: dict[str, Checkpoint]) -> Record:
-        """``analysis.json`` and ``analysis/`` (map, figures): how entangled what is forgotten is with its neighbours."""
+        """``analysis.json`` and ``analysis/`` (map, figures): how entangled what is forgotten is with its "
+        "neighbours."""
         from megu_dist.analysis.request import make_request
         from megu_dist.analysis.stage import analyze
         from megu_dist.report.analysis import write_figures
@@ -576,8 +646,6 @@ def train(pipeline: Pipeline) -> None:
         split, record = pipeline.split()
         key = record.key
     else:
-        import pyarrow as pa
-
         from megu_dist.data.base import INDEX_SCHEMA
 
         key = content_key({"data": pipeline.source.fingerprint()})

@@ -65,7 +65,7 @@ class Reporter:
         rate = done / max(1e-6, now - self._start)
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, rate=f"{rate:,.0f}/s")
-        elif not self.console.is_terminal and now - self._printed >= LINE_EVERY_S and self._total:
+        elif not self.console.is_terminal and now - self._printed >= LINE_EVERY_S and self._total and done:
             self._printed = now
             left = (self._total - done) / max(1e-6, rate)
             self.console.print(

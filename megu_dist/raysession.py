@@ -55,11 +55,15 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
         try:
             ray.init(address=address, log_to_driver=True, runtime_env=worker_env, logging_level="warning")
         except (ConnectionError, ValueError) as error:
-            raise UserError(f"run.address={address}: cannot connect to Ray ({str(error).splitlines()[0]})") from None
+            raise UserError(
+                f"run.address={address}: cannot connect to Ray ({str(error).splitlines()[0]}); "
+                f"see `megu doctor --address {address}`"
+            ) from None
     else:
         needed = int(train.num_workers * train.num_cpus + settings.oracle.num_replicas * settings.oracle.num_cpus) + 4
         os.environ[LOCAL_TASKS] = worker_env["env_vars"][LOCAL_TASKS] = str(len(os.sched_getaffinity(0)))
         ray.init(
+            address="local",  # also where somebody's cluster runs on this machine
             num_cpus=max(run.logical_cpus, needed),
             object_store_memory=int(run.object_store_gb * 2**30),
             include_dashboard=False,

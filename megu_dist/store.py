@@ -72,9 +72,14 @@ class ArtefactStore:
         with (self.folder / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise UserError(
                     f"{self.folder} is in use by another megu process; wait for it or choose another run.name"
+                ) from None
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: its file system has no locks ({error.strerror}), which keep two runs apart; "
+                    "mount it with locks, or set run.dir to another folder"
                 ) from None
             for left in (self.folder / ".tmp").iterdir():
                 shutil.rmtree(left)

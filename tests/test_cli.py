@@ -262,6 +262,23 @@ def test_run_folders_are_named_after_the_request(verb: str, words: list[str], ex
     assert run_folder(verb, composed) == tmp_path.resolve() / expected
 
 
+@pytest.mark.parametrize("words", [["list"], ["--help"], ["show-config", "unlearn"]])
+def test_a_reader_that_goes_ends_the_command_quietly(words: list[str]) -> None:
+    """``megu list | head -1``: here the reader is gone before the first word."""
+    code = f"import sys; from megu_dist.cli import main; sys.stdin.read(1); main({words!r})"
+    command = [sys.executable, "-c", code]
+    running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stdin
+    assert running.stdout
+    assert running.stderr
+    running.stdout.close()
+    running.stdin.write(b"x")
+    running.stdin.close()
+    assert running.stderr.read() == b""
+    running.stderr.close()
+    assert running.wait(60) == 141
+
+
 @pytest.mark.parametrize("words", [None, ["--help"], ["unlearn", "--help"], ["list"], ["unlearn", "train.epoch=1"]])
 def test_light_commands_import_nothing_heavy(words: list[str] | None) -> None:
     code = (

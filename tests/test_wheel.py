@@ -27,7 +27,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_contents(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("megu_dist/cli.py", "megu_dist/configs/config.yaml", "megu_dist/report/template.html.j2"):
+    for wanted in (
+        "megu_dist/cli.py",
+        "megu_dist/configs/config.yaml",
+        "megu_dist/report/template.html.j2",
+        "megu_dist/report/page.css",
+        "megu_dist/request/page.html.j2",
+        "megu_dist/request/verify_records.py",
+    ):
         assert wanted in names
     experiments = {path.name for path in (ROOT / "configs" / "experiment").glob("*.yaml")}
     assert experiments == {Path(n).name for n in names if n.startswith("megu_dist/configs/experiment/")}

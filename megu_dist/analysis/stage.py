@@ -60,11 +60,14 @@ def with_images(request: Request, labels: np.ndarray) -> Request:
     for target in request.targets:
         if target not in seen:
             raise UserError(
-                f"forget.classes: no test image of {request.names[target]!r}, so there is nothing to analyse"
+                f"forget.classes: no test image of {request.names[target]!r}, so there is nothing to analyse; "
+                "name classes that have some"
             )
     kept = [c for c in request.classes if c in seen]
     if len(kept) < len(request.targets) + 2:
-        raise UserError("megu analyze needs test images of at least two classes that stay")
+        raise UserError(
+            "megu analyze needs test images of at least two classes that stay; leave some out of forget.classes"
+        )
     return Request(request.names, request.targets, kept, request.weights)
 
 

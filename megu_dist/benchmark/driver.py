@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from megu_dist import workshop
 from megu_dist.benchmark import outcome
 from megu_dist.benchmark.plan import Cell, make_cells, merge
 from megu_dist.benchmark.runner import CellRunner, Result, about
@@ -111,19 +111,8 @@ class _Pool:
         import ray
 
         s = composed.settings.benchmark
-        count = s.runners
-        if not count:
-            cores = (
-                len(os.sched_getaffinity(0))
-                if composed.settings.run.address is None
-                else ray.cluster_resources()["CPU"]
-            )
-            count = int(ray.cluster_resources().get("GPU", 0) / s.num_gpus) if s.num_gpus else int(cores)
-        from megu_dist.engine.base import THREADS
-
-        threads = str(max(1, (os.cpu_count() or 1) // max(1, count)))
-        environment = {"env_vars": {THREADS: threads, "OMP_NUM_THREADS": threads}}
-        options = {"num_cpus": 1, "num_gpus": s.num_gpus, "runtime_env": environment}
+        count = workshop.runners(composed.settings, s.runners, s.num_gpus)
+        options = {"num_cpus": 1, "num_gpus": s.num_gpus, "runtime_env": workshop.environment(count)}
         self.make: Callable[[], Any] = lambda: ray.remote(CellRunner).options(**options).remote(
             str(folder), list(composed.words), composed.extra_dir, s.decode_gb
         )  # fmt: skip

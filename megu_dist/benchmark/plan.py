@@ -71,7 +71,8 @@ def _group(name: str, value: Any) -> Group:
         raise UserError(f"{where}.targets is empty: name the forget requests, as in {{cat: ['forget.classes=[cat]']}}")
     if not value.get("search"):
         raise UserError(
-            f"{where}.search is empty: name the forget request that methods are tuned on, which is not one of the targets"
+            f"{where}.search is empty: name the forget request that methods are tuned on, which is not one of "
+            "the targets"
         )
     lists = {key: _words(f"{where}.{key}", value.get(key) or []) for key in LISTS}
     targets = {str(k): _words(f"{where}.targets.{k}", v) for k, v in value["targets"].items()}
@@ -98,7 +99,9 @@ def read_seeds(settings: BenchmarkSettings) -> list[tuple[int, int, int]]:
     for item in settings.seeds:
         seeds = tuple(item) if isinstance(item, (list, tuple)) else (item,) * 3
         if len(seeds) != 3 or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-            raise UserError(f"benchmark.seeds: {item!r} is neither a seed nor [s_t, s_u, s_e]")
+            raise UserError(
+                f"benchmark.seeds: {item!r} is neither a seed nor [s_t, s_u, s_e]; give whole numbers of at least 0"
+            )
         found.append((seeds[0], seeds[1], seeds[2]))
     if not found:
         raise UserError("benchmark.seeds is empty: give at least one seed")

@@ -41,19 +41,3 @@ def _at(dimension: Sequence[Any], x: float) -> str:
     if kind == "int":
         return str(low + int(x * (high - low + 1)))
     return f"{low + x * (high - low):.4g}"
-
-
-def objective(models: dict[str, dict[str, float]], scenario: str) -> float:
-    """How good a trial is, in [0, 1], from validation images alone; no retrained model is asked, since users have none.
-
-    (1 − loss of retained accuracy) · (1 − knowledge left) · (1 − 2·|AUC − ½|). Knowledge left is, for a forgotten
-    class, the share of its validation images that are still recognised (a model that never saw the class knows none);
-    in the other scenarios, by how much forget images are recognised more, or less, often than images of the same kind
-    that were never trained on. AUC is that of an attack that tells these two apart by their loss.
-    """
-    before, after = models["original"], models["unlearned"]
-    lost = max(0.0, before["acc_retain_test"] - after["acc_retain_test"])
-    unseen = after.get("acc_forget_test", after["acc_retain_test"])
-    left = max(unseen, after["acc_forget_train"]) if scenario == "class" else abs(after["acc_forget_train"] - unseen)
-    auc = after.get("mia_loss_auc", 0.5)
-    return (1 - lost) * (1 - left) * (1 - 2 * abs(auc - 0.5))

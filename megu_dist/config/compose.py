@@ -20,7 +20,12 @@ from megu_dist.config.registry import KINDS, components
 from megu_dist.config.schema import MeguSettings
 from megu_dist.errors import UserError, nearest
 
-FREE = ("model.config", "oracle.members", "benchmark.groups")  # their own keys are checked by those who read them
+FREE = (
+    "model.config",
+    "oracle.members",
+    "benchmark.groups",
+    "sweep.space",
+)  # their own keys are checked by those who read them
 GROUPS = [kind for kind in KINDS if kind != "metric"]  # a metric has no settings of its own
 
 
@@ -49,7 +54,7 @@ def load(words: Sequence[str], defaults: Sequence[str] = (), extra_dir: str | No
     if extra_dir:
         folder = Path(extra_dir).expanduser().resolve()
         if not folder.is_dir():
-            raise UserError(f"--config-dir {extra_dir}: no such folder")
+            raise UserError(f"--config-dir {extra_dir}: no such folder; give one that is laid out like configs/")
         overrides.append(f"hydra.searchpath=[file://{folder}]")
     _check_keys(words, extra_dir)
     GlobalHydra.instance().clear()
@@ -68,14 +73,19 @@ def _store_schemas() -> None:
     store.store(name="megu_schema", node=MeguSettings)
     for kind in GROUPS:
         for component in components(kind).values():
-            if component.settings is not None:
-                store.store(group=kind, name=f"{component.name}_schema", node=component.settings(name=component.name))
+            if component.settings is None:
+                continue
+            node = component.settings(name=component.name)
+            store.store(group=kind, name=f"{component.name}_schema", node=node)
+            if not (config_dir() / kind / f"{component.name}.yaml").is_file():  # of a plugin
+                store.store(group=kind, name=component.name, node=node)
 
 
 def group_options(group: str, extra_dir: str | None = None) -> list[str]:
     """Names that ``group=…`` takes."""
     folders = [config_dir() / group] + ([Path(extra_dir).expanduser() / group] if extra_dir else [])
-    return sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
+    files = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")}
+    return sorted(files | set(components(group) if group in GROUPS else ()))
 
 
 def _is_free(word: str) -> bool:
@@ -86,7 +96,7 @@ def _is_free(word: str) -> bool:
 
 def _check_syntax(word: str) -> None:
     if "=" not in word:
-        raise UserError(f"{word!r} is not of the form key=value")
+        raise UserError(f"{word!r} is not of the form key=value; write train.lr=0.01, say")
     try:
         OverridesParser.create().parse_override(word)
     except (OverrideParseException, HydraException):

@@ -3,6 +3,8 @@
 A component is one module with a settings dataclass and a class decorated by :func:`register`; importing the folder is
 all it takes to make it known, so adding one touches no other file. Component modules keep heavy imports inside
 functions: the command line reads every one of them to know the valid settings.
+
+Other packages add components by an entry point of group ``megu_dist`` that names a module (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from megu_dist.errors import UserError, nearest
@@ -23,6 +27,7 @@ KINDS = {
     "metric": "megu_dist.metrics",
     "engine": "megu_dist.engine.backends",
 }
+PLUGINS = "megu_dist"  # group of entry points
 T = TypeVar("T")
 
 
@@ -56,7 +61,22 @@ def components(kind: str) -> dict[str, Component]:
     package = importlib.import_module(KINDS[kind])
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{KINDS[kind]}.{module.name}")
+    _import_plugins()
     return dict(sorted(_COMPONENTS[kind].items()))
+
+
+@cache
+def _import_plugins() -> None:
+    """What other installed packages bring; in every process, workers included."""
+    for point in entry_points(group=PLUGINS):
+        try:
+            point.load()
+        except Exception as error:
+            package = point.dist.name if point.dist else "?"
+            raise UserError(
+                f"the plugin {point.name!r} ({point.value}, of the package {package}) cannot be imported: "
+                f"{type(error).__name__}: {error}; mend it, or pip uninstall {package}"
+            ) from error
 
 
 def lookup(kind: str, name: str) -> Component:

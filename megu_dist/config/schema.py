@@ -16,7 +16,8 @@ EXECUTION_ONLY = {"num_actors", "num_gpus", "num_cpus", "num_replicas", "max_rep
                   "request_timeout_s", "device_map", "reuse_prefix", "checkpoint_steps", "min_workers"}  # fmt: skip
 
 # Settings younger than many a run: at these values they are no part of a content key, so that those runs still count.
-YOUNGER = {"trainable": "all", "last_blocks": 1, "lora_rank": 16, "layer_decay": 1.0}
+YOUNGER = {"trainable": "all", "last_blocks": 1, "lora_rank": 16, "layer_decay": 1.0, "noise": "both",
+           "already_classes": [], "already_file": None}  # fmt: skip
 
 
 def keyed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -56,15 +57,15 @@ class OracleSettings:
 
     name: str = MISSING
     # Serving
-    num_replicas: int = 1
+    num_replicas: int = 1  # of the served oracle
     max_replicas: int | None = None  # above num_replicas: Serve scales between the two with the load
-    num_cpus: float = 1.0
+    num_cpus: float = 1.0  # logical CPUs per replica
     num_gpus: float = 0.0  # per replica; fractions share a GPU
     max_batch_size: int = 32  # pairs rated in one forward pass
     pairs_per_request: int = 8  # pairs that travel together
-    batch_wait_s: float = 0.01
+    batch_wait_s: float = 0.01  # that a forward pass waits for more pairs
     max_queued: int = 256  # requests that wait at a handle; beyond, clients are made to wait
-    health_check_s: float = 10.0
+    health_check_s: float = 10.0  # between two looks at a replica
     timeout_s: float = 600.0  # for one request
     store: str | None = None  # folder of stored ratings, shared by jobs; none: <run.dir>/ratings
     # Asking
@@ -105,10 +106,13 @@ class ForgetSettings:
 
     scenario: str = "class"  # class | subclass | random | ids
     classes: list[Any] = field(default_factory=list)  # names or indices; of fine classes in the subclass scenario
-    fraction: float | None = None
-    count: int | None = None
+    fraction: float | None = None  # random: share of the training images
+    count: int | None = None  # random: number of training images
     stratified: bool = True  # random: keep the class proportions
     ids_file: str | None = None  # one image id per line
+    # What the model has forgotten before: neither retained nor forgotten again, and no perturbing label.
+    already_classes: list[Any] = field(default_factory=list)  # names or indices of classes forgotten before
+    already_file: str | None = None  # one image id per line; ids that the data no longer holds are passed over
 
 
 @dataclass(kw_only=True)
@@ -121,8 +125,9 @@ class PerturbSettings:
     kappa: float = 1.0  # exponent of the original model's own probabilities
     epsilon: float = 4 / 255  # bound of the noise, pixel units
     steps: int = 3  # projected sign-gradient steps
+    noise: str = "auto"  # auto | both | positive | negative | none; auto: what the method's strengths make use of
     precision: str = "auto"  # of the noise's gradients: auto | fp32 | bf16 (autocast where the device is made for it)
-    batch_size: int = 256
+    batch_size: int = 256  # images in one pass
     num_actors: int = 0  # 0: one per GPU, or one per 8 CPUs
     num_gpus: float = 0.0  # per actor
 
@@ -131,13 +136,13 @@ class PerturbSettings:
 class TrainSettings:
     """Training and fine-tuning. ``batch_size`` is global: it does not depend on the number of workers."""
 
-    num_workers: int = 1
+    num_workers: int = 1  # training processes
     min_workers: int | None = None  # go on with so few while the cluster holds no more; none: all or nothing
     num_cpus: float = 1.0  # logical CPUs per worker
-    use_gpu: bool = False
+    use_gpu: bool = False  # one GPU per worker
     threads: int = 0  # torch threads per worker; 0: the node's cores shared among its workers
-    epochs: int = 2
-    batch_size: int = 128
+    epochs: int = 2  # passes over the forget set (unlearn) or the training data (train)
+    batch_size: int = 128  # global: of all workers together
     micro_batch_size: int | None = (
         None  # images of a worker in one forward pass; gradients of a step's passes are summed
     )
@@ -145,15 +150,15 @@ class TrainSettings:
         False  # recompute activations in the backward pass: less memory, a third more compute
     )
     optimizer: str = "sgd"  # sgd | adamw
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    lr: float = 0.05  # highest learning rate
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 5e-4  # of all weights but biases and norms
     warmup_fraction: float = 0.2  # share of the steps with linearly growing learning rate; then cosine to zero
     label_smoothing: float = 0.0  # of retained (or training) images
     clip_grad_norm: float = 0.0  # 0: off
     trainable: str = "all"  # all | head | last_blocks | lora (low-rank updates, and the head)
     last_blocks: int = 1  # blocks, counted from the head, that train.trainable=last_blocks trains with it
-    lora_rank: int = 16
+    lora_rank: int = 16  # of the updates that train.trainable=lora trains
     layer_decay: float = 1.0  # each block's learning rate, as a share of the next one's
     augment: str = "none"  # none | flip | crop_flip
     precision: str = "auto"  # auto | fp32 | bf16; auto: bf16 autocast where the device is made for it
@@ -181,9 +186,9 @@ class TrainSettings:
 class SeedSettings:
     """s_t, s_u, s_e."""
 
-    train: int = 0
-    unlearn: int = 0
-    evaluate: int = 0
+    train: int = 0  # s_t: initial weights, order and augmentation of training
+    unlearn: int = 0  # s_u: a random forget set, drawn labels, noise, order of fine-tuning
+    evaluate: int = 0  # s_e: samples and attacks of the evaluation
 
 
 @dataclass(kw_only=True)
@@ -196,9 +201,9 @@ class EvaluateSettings:
     split: str = "test"  # test | validation: images never trained on that are scored
     retain_train_limit: int | None = 20000  # seeded sample of retained training images; none: all
     deep: list[str] = field(default_factory=list)  # metrics that take work of their own: zrf, linear_probe, relearn
-    relearn_lr: float = 0.001
+    relearn_lr: float = 0.001  # learning rate of evaluate.deep=[relearn]
     relearn_epochs: float = 5.0  # at most
-    batch_size: int = 512
+    batch_size: int = 512  # images in one pass
     num_actors: int = 0  # 0: one per GPU, or one per 8 CPUs
     num_gpus: float = 0.0  # per actor
 
@@ -224,7 +229,7 @@ class BenchmarkSettings:
     """
 
     methods: list[str] = field(default_factory=list)  # none: all
-    groups: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, Any] = field(default_factory=dict)  # see above
     seeds: list[Any] = field(default_factory=lambda: [0, 1, 2])  # one for s_t, s_u and s_e, or [s_t, s_u, s_e]
     trials: int = 8  # settings that are tried for each method and group, on validation images
     floor: bool = True  # also compare with a second retrained model
@@ -236,10 +241,29 @@ class BenchmarkSettings:
 
 
 @dataclass(kw_only=True)
+class SweepSettings:
+    """What `megu sweep` tries. ``space`` maps keys to a list of values, or to low and high with ``log`` or ``int`` true."""
+
+    space: dict[str, Any] = field(default_factory=dict)  # keys, nested or dotted, and what each takes
+    search: str = "grid"  # grid | random | optuna
+    trials: int = 20  # settings that random and optuna try
+    seeds: list[int] = field(default_factory=lambda: [0])  # s_u and s_e; each setting is tried with each of them
+    scheduler: str = "none"  # none | asha | pbt; they look at a trial after each epoch
+    objectives: list[str] = field(default_factory=list)  # none: score, or with optuna forget_gap, retain_gap, seconds
+    search_seed: int = 0  # of what random and optuna draw
+    runners: int = 0  # trials at a time; 0: one per GPU share, or one per core; fewer where workers need the room
+    num_gpus: float = 0.0  # of a trial that trains in its own process; with several workers see train.use_gpu
+    retries: int = 1  # of a trial that fails
+    decode_gb: float = 4.0  # data sets up to this size are decoded once
+    loggers: list[str] = field(default_factory=list)  # tensorboard | mlflow | wandb
+    mlflow_uri: str | None = None  # tracking server or database; none: mlflow.db in the run folder
+
+
+@dataclass(kw_only=True)
 class RunSettings:
     """Where results go and which Ray cluster does the work."""
 
-    dir: str = "runs"
+    dir: str = "runs"  # folder of run folders; on a cluster, one that all nodes share
     name: str | None = None  # none: made from the verb and the request
     address: str | None = None  # none: RAY_ADDRESS, else a Ray of this process's own; auto | ray://… | host:port
     logical_cpus: int = 8  # of a local Ray; more than the cores, so that Data, Train and Serve never starve each other
@@ -254,6 +278,14 @@ class ReportSettings:
 
     compare: list[str] = field(default_factory=list)  # run folders shown beside this one
     images: int = 8  # forget images in the strip
+
+
+@dataclass(kw_only=True)
+class RequestSettings:
+    """The ledger of deletion requests (`megu request`)."""
+
+    dir: str = "deletions"  # folder of the journal, the records and the models
+    id: str | None = None  # opaque id of a new request; none: the next number
 
 
 @dataclass(kw_only=True)
@@ -274,4 +306,6 @@ class MeguSettings:
     report: ReportSettings = field(default_factory=ReportSettings)
     analyze: AnalyzeSettings = field(default_factory=AnalyzeSettings)
     benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
+    request: RequestSettings = field(default_factory=RequestSettings)
     exclude_forget: bool = False  # train: leave the forget set out (the retrained reference)

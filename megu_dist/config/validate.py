@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megu_dist.config.registry import components, lookup
-from megu_dist.config.schema import MeguSettings
+from megu_dist.config.schema import ForgetSettings, MeguSettings
 from megu_dist.errors import UserError, nearest
 
 CHOICES = {
@@ -18,11 +18,14 @@ CHOICES = {
     "train.augment": ["none", "flip", "crop_flip"],
     "train.precision": ["auto", "fp32", "bf16"],
     "perturb.precision": ["auto", "fp32", "bf16"],
+    "perturb.noise": ["auto", "both", "positive", "negative", "none"],
     "train.batch_norm": ["sync", "local", "frozen"],
     "train.stop": ["fixed", "calibrated"],
     "oracle.on_degenerate": ["stop", "fallback", "keep"],
     "evaluate.split": ["test", "validation"],
     "analyze.map": ["pca", "umap"],
+    "sweep.search": ["grid", "random", "optuna"],
+    "sweep.scheduler": ["none", "asha", "pbt"],
 }
 
 OFFLOAD = {"none": (0, 1, 2, 3), "optimizer": (1, 2, 3), "parameters": (3,)}  # ZeRO stages that can
@@ -85,6 +88,11 @@ RANGES: dict[str, _Rule] = {
     "train.checkpoint_steps": AT_LEAST_ONE,
     "train.shuffle_window": AT_LEAST_ONE,
     "train.retain_per_epoch": AT_LEAST_ONE,
+    "sweep.trials": AT_LEAST_ONE,
+    "sweep.runners": NOT_NEGATIVE,
+    "sweep.num_gpus": NOT_NEGATIVE,
+    "sweep.retries": NOT_NEGATIVE,
+    "sweep.decode_gb": NOT_NEGATIVE,
     "method.alpha": NOT_NEGATIVE,
     "method.beta": NOT_NEGATIVE,
     "method.lambda_forget": NOT_NEGATIVE,
@@ -117,7 +125,7 @@ RANGES: dict[str, _Rule] = {
     "run.logical_cpus": ("at least 4", lambda v: v >= 4),
     "run.object_store_gb": ("at least 0.1", lambda v: v >= 0.1),
     "run.placement_timeout_s": POSITIVE,
-    "report.images": AT_LEAST_ONE,
+    "report.images": NOT_NEGATIVE,
     "analyze.images_per_class": AT_LEAST_ONE,
     "analyze.neighbours": AT_LEAST_ONE,
     "analyze.max_classes": AT_LEAST_ONE,
@@ -148,7 +156,8 @@ def check(settings: MeguSettings) -> None:
         )
     if (settings.train.min_workers or 1) > settings.train.num_workers:
         raise UserError(
-            f"train.min_workers={settings.train.min_workers} must be at most train.num_workers={settings.train.num_workers}"
+            f"train.min_workers={settings.train.min_workers} must be at most "
+            f"train.num_workers={settings.train.num_workers}"
         )
     if settings.train.batch_size < settings.train.num_workers:
         raise UserError(
@@ -171,19 +180,33 @@ def check_forget(settings: MeguSettings) -> None:
             )
         if forget.count is not None and forget.count < 1:
             raise UserError(f"forget.count={forget.count}: must be at least 1")
+    _check_files(forget)
+    if settings.train.stop == "calibrated":
+        _check_calibrated(settings)
+
+
+def _check_calibrated(settings: MeguSettings) -> None:
+    if settings.forget.scenario in ("class", "subclass"):
+        raise UserError(
+            "train.stop=calibrated compares forget images with unseen images of the same classes, which suits "
+            "forget.scenario=random or ids; use train.stop=fixed to forget a class"
+        )
+    if settings.data.validation_fraction == 0:
+        raise UserError("train.stop=calibrated needs unseen images: set data.validation_fraction=0.1, say")
+
+
+def _check_files(forget: ForgetSettings) -> None:
     if forget.scenario == "ids":
         if not forget.ids_file:
             raise UserError("forget.scenario=ids needs forget.ids_file=FILE with one image id per line")
         if not Path(forget.ids_file).expanduser().is_file():
-            raise UserError(f"forget.ids_file={forget.ids_file}: no such file")
-    if settings.train.stop == "calibrated":
-        if forget.scenario in ("class", "subclass"):
             raise UserError(
-                "train.stop=calibrated compares forget images with unseen images of the same classes, which suits "
-                "forget.scenario=random or ids; use train.stop=fixed to forget a class"
+                f"forget.ids_file={forget.ids_file}: no such file; give a text file with one image id per line"
             )
-        if settings.data.validation_fraction == 0:
-            raise UserError("train.stop=calibrated needs unseen images: set data.validation_fraction=0.1, say")
+    if forget.already_file and not Path(forget.already_file).expanduser().is_file():
+        raise UserError(
+            f"forget.already_file={forget.already_file}: no such file; give a text file with one image id per line"
+        )
 
 
 def check_method(settings: MeguSettings) -> None:
@@ -192,12 +215,17 @@ def check_method(settings: MeguSettings) -> None:
     if method.scenarios and settings.forget.scenario not in method.scenarios:
         raise UserError(
             f"method={settings.method.name} is defined for forget.scenario={' or '.join(method.scenarios)} only, "
-            f"not for {settings.forget.scenario}"
+            f"not for {settings.forget.scenario}; choose another method"
         )
     if method.whole_weights and getattr(settings.engine, "zero_stage", 0) == 3:
         raise UserError(
             f"method={settings.method.name} reads whole weights, which engine.zero_stage=3 shards: "
             "use engine.zero_stage=2 or less"
+        )
+    made, used = settings.perturb.noise, method(settings.method).noise() if method.needs_perturbed else "none"
+    if made not in ("auto", "both", used) and used != "none":
+        raise UserError(
+            f"perturb.noise={made}: this method.alpha and method.beta make use of {used}; use auto or {used}"
         )
     if settings.train.trainable == "lora" and not method.low_rank:
         raise UserError(
@@ -206,7 +234,7 @@ def check_method(settings: MeguSettings) -> None:
         )
 
 
-def resolve_classes(wanted: list[object], class_names: list[str]) -> list[int]:
+def resolve_classes(wanted: list[object], class_names: list[str], key: str = "forget.classes") -> list[int]:
     """Names or indices → sorted labels. A name wins over an index. Raises :class:`UserError` for unknown ones."""
     labels = set()
     for item in wanted:
@@ -216,9 +244,9 @@ def resolve_classes(wanted: list[object], class_names: list[str]) -> list[int]:
         elif name.isdigit() and int(name) < len(class_names):
             labels.add(int(name))
         else:
-            raise UserError(f"forget.classes: the data has no class {name!r}; {nearest(name, class_names)}")
+            raise UserError(f"{key}: the data has no class {name!r}; {nearest(name, class_names)}")
     if len(labels) == len(class_names):
-        raise UserError("forget.classes names every class: nothing would be retained")
+        raise UserError(f"{key} names every class: nothing would be retained; leave some out")
     return sorted(labels)
 
 

@@ -58,7 +58,8 @@ class BadRows:
             ids = ", ".join(repr(one["id"]) for one in some) + (" …" if len(known) > SHOWN else "")
             raise UserError(
                 f"{len(known)} of {total:,} {split} images cannot be read, more than data.max_bad_fraction="
-                f"{self.fraction} allows: {ids} ({some[0]['reason']}); split/bad_rows.parquet names all met so far"
+                f"{self.fraction} allows: {ids} ({some[0]['reason']}); split/bad_rows.parquet names all met so "
+                "far; mend them, or set data.max_bad_fraction higher"
             )
 
     def write(self, file: Path) -> int:

@@ -136,7 +136,7 @@ def carve(source: Source, test_fraction: float, validation_fraction: float) -> S
     """``source`` with a test split held out of train, and a validation split out of test, where it has none."""
     for value, key in ((test_fraction, "data.test_fraction"), (validation_fraction, "data.validation_fraction")):
         if not 0 <= value < 1:
-            raise UserError(f"{key}={value}: a share is at least 0 and below 1")
+            raise UserError(f"{key}={value}: must be at least 0 and below 1")
     has_test = "test" in source.splits
     cuts_test = test_fraction > 0 and not has_test
     cuts_validation = validation_fraction > 0 and "validation" not in source.splits and (has_test or cuts_test)
@@ -150,7 +150,9 @@ def carve(source: Source, test_fraction: float, validation_fraction: float) -> S
 def _draw(total: int, fraction: float, seed: int, key: str) -> np.ndarray:
     """Sorted row numbers of a seeded share, at least one and not all."""
     if total < 2:
-        raise UserError(f"{key}={fraction}: {total} rows are too few to hold some out")
+        raise UserError(
+            f"{key}={fraction}: {total} rows are too few to hold some out; set data.test_path to other images"
+        )
     count = min(max(round(total * fraction), 1), total - 1)
     return np.sort(np.random.default_rng(seed).choice(total, count, replace=False, shuffle=False))
 

@@ -134,7 +134,7 @@ def _load(location: str) -> Any:
         return json.loads(text) if path.endswith(".json") else yaml.load(text, Loader=yaml.BaseLoader)
     except (ValueError, yaml.YAMLError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"data.coarse={location}: cannot be read as YAML or JSON ({first})") from None
+        raise UserError(f"data.coarse={location}: cannot be read as YAML or JSON ({first}); give {FORM}") from None
 
 
 def column_grouping(source: Source, column: str) -> Grouping:
@@ -167,10 +167,14 @@ def _collect(values: dict[int, set[Any]], tables: Iterable[pa.Table], column: st
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
         if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UserError(f"data.coarse_column: {column!r} holds {kind}, not class labels")
+            raise UserError(
+                f"data.coarse_column: {column!r} holds {kind}, not class labels; name a column of numbers or names"
+            )
         value = table["value"] if pa.types.is_integer(kind) else as_text(table["value"])
         if value.null_count:
-            raise UserError(f"data.coarse_column={column}: {value.null_count} images have no coarse label")
+            raise UserError(
+                f"data.coarse_column={column}: {value.null_count} images have no coarse label; each must have one"
+            )
         pairs = pa.table({"label": table["label"], "value": value}).group_by(["label", "value"]).aggregate([])
         for pair in pairs.to_pylist():
             values.setdefault(pair["label"], set()).add(pair["value"])
@@ -187,16 +191,17 @@ def _column_names(values: set[Any], stated: list[str] | None, column: str) -> tu
     names = stated or [str(label) for label in range(min(top, MAX_CLASSES) + 1)]
     if bottom < 0 or top >= len(names):
         raise UserError(
-            f"data.coarse_column={column}: labels go from {bottom} to {top}, classes from 0 to {len(names) - 1}"
+            f"data.coarse_column={column}: labels go from {bottom} to {top}, classes from 0 to {len(names) - 1}; "
+            "each label must be the number of a class"
         )
     return names, {label: label for label in range(len(names))}
 
 
 def _checked(names: list[str], coarse_of: np.ndarray, where: str) -> Grouping:
     if len(set(names)) < len(names):
-        raise UserError(f"{where}: two coarse classes have the same name")
+        raise UserError(f"{where}: two coarse classes have the same name; each must have its own")
     if len(names) < 2:
-        raise UserError(f"{where}: one coarse class alone leaves nothing to tell apart")
+        raise UserError(f"{where}: one coarse class alone leaves nothing to tell apart; name at least two")
     return Grouping(names, coarse_of.astype(np.int64))
 
 
@@ -220,7 +225,8 @@ def resolve_subclasses(wanted: list[object], source: Source) -> list[int]:
         if set(source.members(coarse)) <= set(labels):
             name = source.class_names[coarse]
             raise UserError(
-                f"forget.classes names every fine class of {name!r}: forget it as a whole with forget.scenario=class "
+                f"forget.classes names every fine class of {name!r}; to forget it as a whole, set "
+                "forget.scenario=class "
                 f"'forget.classes=[{name}]'"
             )
     return labels

@@ -40,10 +40,14 @@ class Columns:
         for column, expected in self.types.items():
             _require(schema, column, file, settings[column])
             if (found := schema.field(column).type) != expected:
-                raise UserError(f"column {column!r} is {found} in {file} but {expected} in {first_file}")
+                raise UserError(
+                    f"column {column!r} is {found} in {file} but {expected} in {first_file}; write all files "
+                    "with one type"
+                )
         if (names := class_label(schema, self.label)) != self.names:
             raise UserError(
-                f"class names of column {self.label!r} differ: {names} in {file}, {self.names} in {first_file}"
+                f"class names of column {self.label!r} differ: {names} in {file}, {self.names} in {first_file}; "
+                "write all files with the same names, or give files of one data set"
             )
 
 
@@ -54,9 +58,15 @@ def resolve(schema: Any, file: str, image: str | None, label: str | None, identi
             _require(schema, column, file, key)
     if image is not None and not _is_image(schema.field(image).type):
         held = schema.field(image).type
-        raise UserError(f"data.image_column: {image!r} of {file} holds {held}, not encoded images (binary or struct)")
+        raise UserError(
+            f"data.image_column: {image!r} of {file} holds {held}, not encoded images; name a column of binary "
+            "or struct<bytes, path>"
+        )
     if label is not None and not _is_label(schema.field(label).type):
-        raise UserError(f"data.label_column: {label!r} of {file} holds {schema.field(label).type}, not class labels")
+        raise UserError(
+            f"data.label_column: {label!r} of {file} holds {schema.field(label).type}, not class labels; "
+            "name a column of whole numbers or text"
+        )
     image = image or _find_image(schema, file)
     label = label or _find_label(schema, file)
     types = {column: schema.field(column).type for column in (image, label, identity) if column}
@@ -76,13 +86,19 @@ def class_names_at(root: str, path: str, key: str) -> list[str]:
         is_json = text.lstrip().startswith(("[", "{"))
         names = json.loads(text) if is_json else [line.strip() for line in text.splitlines()]
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}: cannot read {path}: {error}") from error
+        raise UserError(
+            f"{key}: cannot read {path} as a list of names: {error}; give text, one name per line, or a JSON list"
+        ) from error
     if not isinstance(names, list):
-        raise UserError(f"{key}: {path} holds no JSON list of names in the order of the labels")
+        raise UserError(
+            f"{key}: {path} holds JSON that is no list; give the names as a list, in the order of the labels"
+        )
     names = [str(name) for name in names if name != ""]
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if not names or repeated:
-        raise UserError(f"{key}: {path} " + (f"repeats {repeated}" if repeated else "is empty"))
+        raise UserError(
+            f"{key}: {path} " + (f"repeats {repeated}" if repeated else "is empty") + "; each class must have one name"
+        )
     return names
 
 
@@ -107,11 +123,17 @@ def image_bytes(column: Any, root: str, path: str, in_file: np.ndarray) -> Any:
     def read(position: int) -> bytes:
         name = names[position]
         if not name:
-            raise UserError(f"row {in_file[position]} of {path} has no image: neither bytes nor a path")
+            raise UserError(
+                f"row {in_file[position]} of {path} has no image: neither bytes nor a path; take the row out, "
+                "or set data.max_bad_fraction"
+            )
         try:
             return read_bytes(root, posixpath.join(posixpath.dirname(path), name))
         except OSError as error:
-            raise UserError(f"row {in_file[position]} of {path}: cannot read its image {name}: {error}") from error
+            raise UserError(
+                f"row {in_file[position]} of {path}: cannot read its image {name} ({error}); paths must be "
+                "relative to the file's folder"
+            ) from error
 
     for position, content in zip(missing, thread_map(read, missing, True), strict=True):
         values[position] = content

@@ -33,7 +33,9 @@ def files_by_split(path: str, test_path: str | None, suffixes: tuple[str, ...]) 
     if test is not None:
         splits["test"] = test
     if not splits["train"].names:
-        raise UserError(f"data.test_path takes every file of data.path={path}: none is left to train on")
+        raise UserError(
+            f"data.test_path takes every file of data.path={path}: none is left to train on; give other files"
+        )
     return splits
 
 
@@ -47,7 +49,10 @@ def assign_splits(files: FileSet) -> dict[str, FileSet]:
     named = sorted({word for word in words if word})
     if "train" not in named:
         if None not in words and len(named) > 1:
-            raise UserError(f"no training files in {files.root}: found only {' and '.join(named)} files")
+            raise UserError(
+                f"no training files in {files.root}: found only {' and '.join(named)} files; name some "
+                "train-*, or give them as data.path and the others as data.test_path"
+            )
         if None not in words:
             return {"train": files}
         words = [word or "train" for word in words]

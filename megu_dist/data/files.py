@@ -85,7 +85,10 @@ def filesystem(location: str) -> tuple[Any, str]:
     try:
         opened, path = fsspec.core.url_to_fs(location)
     except (ValueError, ImportError, OSError) as error:
-        raise UserError(f"cannot open {location}: {error} (Arrow: {arrow_error})") from error
+        raise UserError(
+            f"cannot open {location}: {error} (Arrow: {arrow_error}); check the address, and install what its "
+            "scheme needs (s3fs, gcsfs, …)"
+        ) from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(opened)), path
 
 
@@ -109,10 +112,12 @@ def _read_list(location: str, key: str) -> list[str]:
     try:
         text = read_bytes(location, filesystem(location)[1]).decode("utf-8-sig")
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}: cannot read the list {location}: {error}") from error
+        raise UserError(
+            f"{key}: cannot read the list {location}: {error}; give a text file with one path per line"
+        ) from error
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
     if not lines:
-        raise UserError(f"{key}: the list {location} names no file")
+        raise UserError(f"{key}: the list {location} names no file; write one path per line")
     query = _QUERY.search(location) if is_uri(location) else None
     folder = posixpath.dirname(location[: query.start()] if query else location)
     options = query.group() if query else ""
@@ -127,7 +132,10 @@ def _expand(location: str, key: str) -> list[str]:
     first, last, words = found.groups()
     if words is None:
         if not 0 <= int(last) - int(first) < MAX_RANGE:
-            raise UserError(f"{key}: {found.group()} in {location} is no range: the first number is the smaller one")
+            raise UserError(
+                f"{key}: {found.group()} in {location} is no range; the first number must be the smaller one, "
+                "as in {000..099}"
+            )
         parts = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     else:
         parts = words.split(",")
@@ -167,7 +175,7 @@ def _list_one(location: str, suffixes: tuple[str, ...], key: str) -> FileSet:
         recursive = not pattern or "/" in pattern or "**" in pattern
         listed = found.get_file_info(pafs.FileSelector(base, recursive=recursive))
     except OSError as error:
-        raise UserError(f"{key}: cannot read {location}: {error}") from error
+        raise UserError(f"{key}: cannot read {location}: {error}; check the path and who may read it") from error
     matches = re.compile(_glob_regex(pattern)).fullmatch if pattern else None
     kept = []
     for item in listed:
@@ -178,7 +186,9 @@ def _list_one(location: str, suffixes: tuple[str, ...], key: str) -> FileSet:
             kept.append((name, item))
     if not kept:
         shown = ", ".join(suffixes[:6])
-        raise UserError(f"{key}: no {shown} files in {location}{_hint(root)}")
+        raise UserError(
+            f"{key}: no {shown} files in {location}{_hint(root)}; give the folder or pattern that holds them"
+        )
     return _file_set(root, base, kept)
 
 

@@ -1,7 +1,8 @@
 """The perturbed forget set on disk: ``perturbed/*.parquet``.
 
 One row per forget image: ``row``, ``id``, ``label``, ``image`` (uint8, C·H·W bytes), ``perturbing_label`` (one per
-draw), ``noise_pos`` (int8, C·H·W bytes per draw), ``noise_neg`` (int8). Noise in pixel units is ``value · scale``.
+draw), and where it was made ``noise_pos`` (int8, C·H·W bytes per draw), ``noise_neg`` (int8). Noise in pixel units is
+``value · scale``.
 Shape, scale and ε are JSON in the schema metadata under ``megu``.
 """
 
@@ -21,9 +22,10 @@ META = b"megu"
 
 
 def make_table(arrays: dict[str, Any], shape: tuple[int, int, int], epsilon: float) -> pa.Table:
-    """``noise_pos`` (N, draws, C, H, W) and ``noise_neg`` (N, C, H, W) int8, the other columns (N, …)."""
+    """``noise_pos`` (N, draws, C, H, W), ``noise_neg`` (N, C, H, W) int8 or left out, ``perturbing_label`` (N, draws),
+    the other columns (N, …)."""
     size = int(np.prod(shape))
-    count, draws = arrays["noise_pos"].shape[:2]
+    count, draws = arrays["perturbing_label"].shape
 
     def fixed(values: np.ndarray) -> pa.Array:
         flat = np.ascontiguousarray(values).reshape(-1, size)
@@ -33,17 +35,18 @@ def make_table(arrays: dict[str, Any], shape: tuple[int, int, int], epsilon: flo
         return pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32) * draws), values)
 
     meta = {"shape": list(shape), "scale": epsilon / 127, "epsilon": epsilon, "draws": draws}
-    return pa.table(
-        {
-            "row": pa.array(arrays["row"], pa.int64()),
-            "id": pa.array(list(arrays["id"]), pa.string()),
-            "label": pa.array(arrays["label"], pa.int64()),
-            "image": fixed(arrays["image"]),
-            "perturbing_label": per_draw(pa.array(arrays["perturbing_label"].ravel(), pa.int64())),
-            "noise_pos": per_draw(fixed(arrays["noise_pos"])),
-            "noise_neg": fixed(arrays["noise_neg"]),
-        }
-    ).replace_schema_metadata({META: json.dumps(meta).encode()})
+    columns = {
+        "row": pa.array(arrays["row"], pa.int64()),
+        "id": pa.array(list(arrays["id"]), pa.string()),
+        "label": pa.array(arrays["label"], pa.int64()),
+        "image": fixed(arrays["image"]),
+        "perturbing_label": per_draw(pa.array(arrays["perturbing_label"].ravel(), pa.int64())),
+    }
+    if "noise_pos" in arrays:
+        columns["noise_pos"] = per_draw(fixed(arrays["noise_pos"]))
+    if "noise_neg" in arrays:
+        columns["noise_neg"] = fixed(arrays["noise_neg"])
+    return pa.table(columns).replace_schema_metadata({META: json.dumps(meta).encode()})
 
 
 class PerturbedStore:
@@ -52,8 +55,10 @@ class PerturbedStore:
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.glob("*.parquet"))
         if not self.files:
-            raise UserError(f"{folder} holds no perturbed images")
-        meta = json.loads(pq.read_schema(self.files[0]).metadata[META])
+            raise UserError(f"{folder} holds no perturbed images; run `megu unlearn` again")
+        schema = pq.read_schema(self.files[0])
+        meta = json.loads(schema.metadata[META])
+        self.noise = tuple(name for name in ("noise_pos", "noise_neg") if name in schema.names)
         self.shape: tuple[int, int, int] = tuple(meta["shape"])
         self.scale: float = meta["scale"]
         self.draws: int = meta["draws"]
@@ -78,8 +83,9 @@ class PerturbedStore:
         where = self._where[positions]
         out: dict[str, np.ndarray] = {"row": self.rows[positions]}
         count = len(positions)
-        for name, kind in (("image", np.uint8), ("noise_pos", np.int8), ("noise_neg", np.int8)):
-            out[name] = np.empty((count, *self.shape), kind)
+        out["image"] = np.empty((count, *self.shape), np.uint8)
+        for name in self.noise:
+            out[name] = np.empty((count, *self.shape), np.int8)
         for name in ("label", "perturbing_label"):
             out[name] = np.empty(count, np.int64)
         for file, group in np.unique(where[:, :2], axis=0):
@@ -100,6 +106,8 @@ class PerturbedStore:
         out["label"][to] = one("label").to_numpy()[take]
         out["perturbing_label"][to] = one("perturbing_label").flatten().to_numpy().reshape(-1, self.draws)[take, draw]
         out["image"][to] = pixels(one("image"), np.uint8)[take]
-        out["noise_neg"][to] = pixels(one("noise_neg"), np.int8)[take]
-        noise = pixels(one("noise_pos").flatten(), np.int8).reshape(-1, self.draws, *self.shape)
-        out["noise_pos"][to] = noise[take, draw]
+        if "noise_neg" in out:
+            out["noise_neg"][to] = pixels(one("noise_neg"), np.int8)[take]
+        if "noise_pos" in out:
+            noise = pixels(one("noise_pos").flatten(), np.int8).reshape(-1, self.draws, *self.shape)
+            out["noise_pos"][to] = noise[take, draw]

@@ -94,7 +94,7 @@ class ImageReader:
             found = [BadRow(rows[i], names[i], reason) for i, reason in reasons.items()]
             known.report(self.split, self.source.num_rows(self.split), found)
         if known is None or not self.skip_bad:
-            raise UserError(bad[min(bad)])
+            raise UserError(f"{bad[min(bad)]}; mend it, or set data.max_bad_fraction")
 
 
 def without_bad(arrays: Arrays) -> Arrays:
@@ -136,9 +136,9 @@ class PerturbedReader:
     augment: Augment | None = None
 
     def __call__(self, batch: Arrays) -> Arrays:
-        """{row: (N,) positions} → image uint8, noise int8 (N, C, H, W), label, perturbing_label (N,)."""
+        """{row: (N,) positions} → image uint8, noise int8 where made (N, C, H, W), label, perturbing_label (N,)."""
         out = self.store.gather(np.asarray(batch["row"]), self.draw)
         if self.augment is not None:
-            names = ["image", "noise_pos", "noise_neg"]
+            names = ["image", *self.store.noise]
             out.update(zip(names, self.augment(out["row"], [out[name] for name in names]), strict=True))
         return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from megu_dist.data.plan import CHUNK, hash_uniform
 from megu_dist.errors import UserError, nearest
 
 SMALL = 100_000  # rows whose labels and ids are read faster than a Ray worker starts
+ALREADY_SCHEMA = pa.schema([("row", pa.int64()), ("label", pa.int64())])
 LABELS = ("label", "fine")
 Keep = Callable[[pa.Table], np.ndarray]  # index table → mask of the rows to take
 
@@ -26,11 +27,13 @@ Keep = Callable[[pa.Table], np.ndarray]  # index table → mask of the rows to t
 class Split:
     """The forget set (``INDEX_SCHEMA``, by row) and the class counts of the whole training split.
 
-    In the ``subclass`` scenario the forget set has a column ``fine`` beside the (coarse) ``label``.
+    In the ``subclass`` scenario the forget set has a column ``fine`` beside the (coarse) ``label``. ``already`` holds
+    row and label of what was forgotten before: it is neither forgotten again nor retained.
     """
 
     forget: pa.Table
     class_counts: np.ndarray
+    already: pa.Table = field(default_factory=lambda: ALREADY_SCHEMA.empty_table())
 
     @property
     def rows(self) -> np.ndarray:
@@ -38,39 +41,96 @@ class Split:
         return self.forget["row"].to_numpy()
 
     @property
+    def left_out(self) -> np.ndarray:
+        """Row numbers that are not retained, ascending."""
+        return np.union1d(self.rows, self.already["row"].to_numpy())
+
+    @property
     def labels(self) -> list[int]:
         """Labels of the forget concepts: fine ones in the ``subclass`` scenario."""
         return sorted(set(self.forget["fine" if "fine" in self.forget.column_names else "label"].to_pylist()))
 
 
+@dataclass(frozen=True)
+class Gone:
+    """What was forgotten before: labels of whole classes, and single ids (which the data may no longer hold)."""
+
+    labels: tuple[int, ...] = ()
+    ids: frozenset[str] = frozenset()
+
+    def __call__(self, index: pa.Table) -> np.ndarray:
+        """Mask of an index table's rows (:data:`Keep`)."""
+        return _InLabels(list(self.labels))(index) | _InIds(self.ids)(index)
+
+    def __bool__(self) -> bool:
+        return bool(self.labels or self.ids)
+
+
 def make_split(
-    source: Source, forget: ForgetSettings, classes: list[int], seed: int, progress: Callable[[int], None]
+    source: Source,
+    forget: ForgetSettings,
+    classes: list[int],
+    seed: int,
+    progress: Callable[[int], None],
+    gone: Gone = Gone(),
 ) -> Split:
-    """Selects the forget set; ``classes`` are fine labels in the ``subclass`` scenario.
+    """Selects the forget set; ``classes`` are fine labels in the ``subclass`` scenario, ``gone`` was forgotten before.
 
     Raises :class:`UserError` when it is empty, everything, or names unknown ids.
     """
-    if forget.scenario == "class":
-        table, counts = scan(source, "train", _InLabels(classes), progress)
-    elif forget.scenario == "subclass":
-        keep = _InLabels(classes, "fine")
-        table, counts = scan(source, "train", keep, progress, columns=("row", "id", "label", "fine"))
-    elif forget.scenario == "ids":
-        wanted = read_ids(str(forget.ids_file))
-        table, counts = scan(source, "train", _InIds(frozenset(wanted)), progress)
-        _check_ids(source, wanted, table, str(forget.ids_file))
-    else:
-        labels, counts = scan(source, "train", None, progress, columns=("label",))
-        rows = choose(np.arange(len(labels), dtype=np.int32), labels["label"].to_numpy(), forget, seed)
-        table, _ = scan(source, "train", _InRows(rows), progress)
+    already = scan(source, "train", gone, columns=("row", "label"))[0] if gone else ALREADY_SCHEMA.empty_table()
+    table, counts = _select(source, forget, classes, seed, progress, already["row"].to_numpy())
+    again = np.isin(table["row"].to_numpy(), already["row"].to_numpy())
+    if again.any() and forget.scenario == "ids":
+        ids = table.filter(pa.array(again))["id"].to_pylist()
+        shown = ", ".join(repr(i) for i in ids[:5]) + (" …" if len(ids) > 5 else "")
+        told = "was" if len(ids) == 1 else "were"
+        raise UserError(
+            f"forget.ids_file={forget.ids_file}: {shown} {told} forgotten before; leave out what forget.already_file names"
+        )
+    table = table.filter(pa.array(~again))
     total = int(counts.sum())
     if len(table) == 0:
         named = source.fine or source if forget.scenario == "subclass" else source
         names = ", ".join(repr(named.class_names[c]) for c in classes)
-        raise UserError(f"the forget set is empty: no training image of {names or 'the request'} among {total:,}")
-    if len(table) == total:
-        raise UserError(f"the forget set is the whole training set ({total:,} images): nothing would be retained")
-    return Split(table, counts)
+        raise UserError(
+            f"the forget set is empty: no training image of {names or 'the request'} among {total:,}; "
+            "check forget.classes and data.path"
+        )
+    if len(table) + len(already) == total:
+        whole = "the rest of the training set" if len(already) else "the whole training set"
+        raise UserError(
+            f"the forget set is {whole} ({len(table):,} images): nothing would be retained; leave some out of the request"
+        )
+    return Split(table, counts, already)
+
+
+def _select(
+    source: Source,
+    forget: ForgetSettings,
+    classes: list[int],
+    seed: int,
+    progress: Callable[[int], None],
+    already: np.ndarray,
+) -> tuple[pa.Table, np.ndarray]:
+    """The rows that the request names (perhaps some of ``already``), and the counts of all labels."""
+    if forget.scenario == "class":
+        return scan(source, "train", _InLabels(classes), progress)
+    if forget.scenario == "subclass":
+        keep = _InLabels(classes, "fine")
+        return scan(source, "train", keep, progress, columns=("row", "id", "label", "fine"))
+    if forget.scenario == "ids":
+        wanted = read_ids(str(forget.ids_file))
+        table, counts = scan(source, "train", _InIds(frozenset(wanted)), progress)
+        _check_ids(source, wanted, table, str(forget.ids_file))
+        return table, counts
+    everything, counts = scan(source, "train", None, progress, columns=("label",))
+    free, labels = np.arange(len(everything), dtype=np.int32), everything["label"].to_numpy()
+    if len(already):
+        free = np.setdiff1d(free, already.astype(np.int32), assume_unique=True)
+        labels = labels[free]
+    rows = choose(free, labels, forget, seed)
+    return scan(source, "train", _InRows(rows), progress)[0], counts
 
 
 def scan(
@@ -153,13 +213,19 @@ class _InIds:
 
 
 def choose(rows: np.ndarray, labels: np.ndarray, forget: ForgetSettings, seed: int) -> np.ndarray:
-    """The random scenario: exactly n rows, those with the smallest seeded hash; per class in proportion if stratified."""
+    """The random scenario: exactly n rows, those with the smallest seeded hash; per class in proportion if "
+    "stratified."""
     n = forget.count if forget.count is not None else round(float(forget.fraction or 0) * len(rows))
     if n >= len(rows):
         key = f"forget.count={n}" if forget.count is not None else f"forget.fraction={forget.fraction}"
-        raise UserError(f"{key} takes every one of {len(rows)} training images: nothing would be retained")
+        raise UserError(
+            f"{key} takes every one of {len(rows)} training images: nothing would be retained; ask for fewer"
+        )
     if n < 1:
-        raise UserError(f"forget.fraction={forget.fraction} of {len(rows)} images is less than one image")
+        raise UserError(
+            f"forget.fraction={forget.fraction} of {len(rows)} images is less than one image; ask for more, or "
+            "give forget.count"
+        )
     if not forget.stratified:
         return _smallest(rows, np.zeros(1, np.int32), np.array([n]), seed)
     parts = (labels[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
@@ -194,13 +260,13 @@ def _smallest(rows: np.ndarray, groups: np.ndarray, take: np.ndarray, seed: int)
     return np.sort(held[2])
 
 
-def read_ids(path: str) -> list[str]:
+def read_ids(path: str, key: str = "forget.ids_file") -> list[str]:
     """One id per line; blank lines and lines that start with # are skipped. Raises :class:`UserError` when empty."""
     text = Path(path).expanduser().read_text()
     lines = [line.strip() for line in text.splitlines()]
     ids = [line for line in lines if line and not line.startswith("#")]
     if not ids:
-        raise UserError(f"forget.ids_file={path} names no image")
+        raise UserError(f"{key}={path} names no image; write one image id per line")
     return ids
 
 

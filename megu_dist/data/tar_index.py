@@ -75,16 +75,25 @@ def read_index(shard: Shard) -> pa.Table:
                 extensions.add(extension)
                 if not samples or samples[-1].key != key:
                     if key in seen:
-                        raise UserError(f"{shard.path} holds sample {key!r} twice, or its members are not side by side")
+                        raise UserError(
+                            f"{shard.path} holds sample {key!r} twice, or its members are not side by side; "
+                            "write the shard again"
+                        )
                     seen.add(key)
                     samples.append(_Sample(key))
                 samples[-1].add(extension, offset, size, stream, shard)
     except (OSError, ValueError, tarfile.TarError) as error:
-        raise UserError(f"cannot read {shard.path} as an uncompressed tar file: {error}") from error
+        raise UserError(
+            f"cannot read {shard.path} as an uncompressed tar file: {error}; write it again, or unpack a "
+            "compressed one (gunzip)"
+        ) from error
     images = [sample for sample in samples if sample.size is not None]
     if samples and not images:
         shown = ", ".join("." + e for e in sorted(extensions)[:10])
-        raise UserError(f"{shard.path} holds no image (KEY.{', KEY.'.join(IMAGES)}); its members end in {shown}")
+        raise UserError(
+            f"{shard.path} holds no image (KEY.{', KEY.'.join(IMAGES)}); its members end in {shown}; write "
+            "images with one of those endings"
+        )
     rows = [(one.key, one.offset, one.size, one.label(shard)) for one in images]
     return pa.table([list(column) for column in zip(*rows, strict=True)] or [[]] * 4, schema=SCHEMA)
 
@@ -107,7 +116,9 @@ def _members(stream: io.BufferedReader, shard: Shard) -> Iterator[tuple[str, str
         yield posixpath.join(folder, stem), extension, member.offset_data, member.size
     stream.seek(tar.offset)
     if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise UserError(f"{shard.path} is damaged at byte {tar.offset:,}: no tar header where one is due")
+        raise UserError(
+            f"{shard.path} is damaged at byte {tar.offset:,}: no tar header where one is due; fetch or write it again"
+        )
 
 
 @dataclass
@@ -120,11 +131,14 @@ class _Sample:
     def add(self, extension: str, offset: int, size: int, stream: io.BufferedReader, shard: Shard) -> None:
         if extension in IMAGES:
             if self.size is not None:
-                raise UserError(f"sample {self.key!r} of {shard.path} has two images")
+                raise UserError(f"sample {self.key!r} of {shard.path} has two images; keep one")
             self.offset, self.size = offset, size
         elif extension in LABELS:
             if size > MAX_LABEL_BYTES:
-                raise UserError(f"{self.key}.{extension} of {shard.path} has {size:,} bytes: too large for a label")
+                raise UserError(
+                    f"{self.key}.{extension} of {shard.path} has {size:,} bytes: too large for a label; write "
+                    "the class alone"
+                )
             stream.seek(offset)
             self.labels[extension] = stream.read(size)
 
@@ -138,10 +152,10 @@ class _Sample:
         elif "json" in self.labels:
             text = _from_json(self.labels["json"], wanted or "label", where)
         else:
-            raise UserError(f"{where} has no label: neither {', '.join(f'KEY.{e}' for e in LABELS)}"
-                            + (f" with data.label_key={wanted}" if wanted else ""))  # fmt: skip
+            one = " or ".join(f"KEY.{e}" for e in LABELS) + (f" with {wanted!r} in it" if wanted else "")
+            raise UserError(f"{where} has no label: write {one}, or set data.label_key")
         if not text:
-            raise UserError(f"{where} has an empty label")
+            raise UserError(f"{where} has an empty label; write the class number or name")
         return text
 
 
@@ -149,11 +163,14 @@ def _from_json(content: bytes, key: str, where: str) -> str:
     try:
         data: Any = json.loads(content)
     except ValueError as error:
-        raise UserError(f"{where}: its JSON cannot be read: {error}") from error
+        raise UserError(f"{where}: its JSON cannot be read: {error}; write the shard again") from error
     if not isinstance(data, dict) or key not in data:
         offered = nearest(key, data if isinstance(data, dict) else [])
         raise UserError(f"{where}: no {key!r} in its JSON: set data.label_key; {offered}")
     value = data[key]
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise UserError(f"{where}: {key!r} in its JSON is {value!r}, neither a class number nor a name")
+        raise UserError(
+            f"{where}: {key!r} in its JSON is {value!r}, neither a class number nor a name; set data.label_key "
+            "to the key that holds one"
+        )
     return str(value).strip()

@@ -81,3 +81,9 @@ def newest(root: Path) -> Path | None:
 
 def _listing(folder: Path, rank: int) -> dict[str, Any]:
     return json.loads((folder / f"rank-{rank}.json").read_text())
+
+
+def to_resume(root: Path, given: str | None, own: bool) -> Path | None:
+    """The newest whole checkpoint under ``root`` if ``own`` ones count, else the one that the job was given."""
+    found = newest(root) if own else None
+    return found or (None if given is None else Path(given))

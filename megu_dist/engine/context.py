@@ -54,14 +54,22 @@ class Context:
     calibrator: Calibrator | None = None
     resume: Path | None = None
     report: Callable[[dict[str, Any], Path | None, str], None] | None = None
+    until: int | None = None  # epochs after which to stop, though the schedule has more
     forget_classes: tuple[int, ...] = ()  # classes that are forgotten as a whole
+    already_classes: tuple[int, ...] = ()  # classes that were forgotten as a whole before
     result: FitResult | None = field(default=None, init=False)
     told: dict[str, Any] = field(default_factory=dict, init=False)  # what a method says of itself
     _edit: Callable[[State], State] | None = field(default=None, init=False)
 
     @property
+    def gone_classes(self) -> tuple[int, ...]:
+        """Classes that no image may be moved to."""
+        return (*self.forget_classes, *self.already_classes)
+
+    @property
     def passes(self) -> int:
-        """Forward passes of a step on a worker, so that none holds more than about ``train.micro_batch_size`` images."""
+        """Forward passes of a step on a worker, so that none holds more than about ``train.micro_batch_size`` "
+        "images."""
         size = self.train.micro_batch_size
         return 1 if size is None else max(1, -(-self.train.batch_size // (self.world * size)))
 
@@ -119,14 +127,18 @@ class Context:
         seen = None if self.resume is None else checkpoints.progress_of(self.resume)
         start = (0, 0) if seen is None else seen.next
         stopped = "fixed" if seen is None else seen.stopped
-        first_epoch, end = start[0], start[0] if stopped == "calibrated" else self.train.epochs
+        first_epoch = start[0]
+        end = first_epoch if stopped == "calibrated" else min(self.train.epochs, self.until or self.train.epochs)
         if first_epoch < end:
             batches = self._batches(*start, steps, forget, retain)  # read while the engine is set up
         model = trainable.add_low_rank(model, self.train, self.seed)
         model = batch_norm.apply(model.to(self.device), self.train.batch_norm, self.world, self.device)
         if self.train.gradient_checkpointing:
             if not getattr(model, "supports_gradient_checkpointing", False):
-                raise UserError(f"train.gradient_checkpointing: {type(model).__name__} does not support it")
+                raise UserError(
+                    f"train.gradient_checkpointing: {type(model).__name__} does not support it; leave it out, "
+                    "or set train.micro_batch_size for less memory"
+                )
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         self.engine.setup(model, self.train, self.device, self.passes)
         log = History(self, steps, start)

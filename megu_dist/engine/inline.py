@@ -29,7 +29,7 @@ def fit_here(job: TrainJob, checkpoint_root: Path) -> dict[str, Any]:
     import torch
 
     checkpoint_root.mkdir(parents=True, exist_ok=True)
-    resume = checkpoints.newest(checkpoint_root) if job.settings.run.resume else None
+    resume = checkpoints.to_resume(checkpoint_root, job.resume, job.settings.run.resume)
     history = Path(job.history)
     if resume is None:
         history.unlink(missing_ok=True)

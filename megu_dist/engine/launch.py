@@ -39,7 +39,7 @@ def fit(job: TrainJob, checkpoint_root: Path, progress: Callable[[dict[str, Any]
     train, give_up = job.settings.train, job.settings.run.placement_timeout_s
     workers = check_workers(train)
     checkpoint_root.mkdir(parents=True, exist_ok=True)
-    resume = checkpoints.newest(checkpoint_root) if job.settings.run.resume else None
+    resume = checkpoints.to_resume(checkpoint_root, job.resume, job.settings.run.resume)
     history = Path(job.history)
     if resume is None:
         history.unlink(missing_ok=True)

@@ -108,11 +108,11 @@ def forecast(
     shape: tuple[int, ...],
     forget: int,
     retain: int,
-    perturbed: bool = True,
+    noise: str | None = "both",
 ) -> list[tuple[str, str]]:
     """Lines for ``megu plan``: memory per worker, steps, operations. ``forget`` and ``retain`` count training images.
 
-    ``perturbed``: the method learns from noise, which has to be made first.
+    ``noise``: what the perturb stage makes (``Pipeline.noise``); None where there is no such stage.
     """
     train, perturb = settings.train, settings.perturb
     passes = train.micro_batch_size or train.batch_size
@@ -127,15 +127,16 @@ def forecast(
     one = step.flops / step.images
     # A backward pass is two forward passes, or three with recomputed activations; towards pixels alone it is one.
     tuning = epoch * train.epochs * one * (4 if train.gradient_checkpointing else 3)
-    noise = forget * one * (1 + 2 * perturb.steps * (perturb.draws + 1)) if perturbed else 0.0
-    hours = (tuning + noise) / (PEAK * SHARE) / 3600
+    noises = {"both": perturb.draws + 1, "positive": perturb.draws, "negative": 1}.get(noise or "", 0)
+    made = 0.0 if noise is None else forget * one * (1 + 2 * perturb.steps * noises)
+    hours = (tuning + made) / (PEAK * SHARE) / 3600
     some = step.trained not in (None, step.parameters)
     of_them = f", {(step.trained or 0) / 1e6:,.1f} M of them trained" if some else ""
     return [
         ("parameters", f"{step.parameters / 1e6:,.1f} M" + of_them),
         ("memory per worker", f"{_gib(held.total)} GiB: {parts} ({step.images} images a pass); buckets and workspaces apart"),
         ("fine-tuning", f"{train.epochs} × {steps:,} steps, {train.epochs * epoch:,} images, workers: {train.num_workers}"),
-        ("operations", f"{tuning / 1e15:,.3g} PFLOP of fine-tuning, {noise / 1e15:,.3g} of noise: {hours:,.3g} GPU hours "
+        ("operations", f"{tuning / 1e15:,.3g} PFLOP of fine-tuning, {made / 1e15:,.3g} of noise: {hours:,.3g} GPU hours "
          f"at {SHARE:.0%} of an H100's {PEAK / 1e12:.0f} TFLOP/s"),
     ]  # fmt: skip
 

@@ -27,7 +27,7 @@ def check(model: nn.Module, train: TrainSettings) -> None:
         raise UserError(f"train.last_blocks={train.last_blocks}: {name} has {found} blocks; ask for at most {found}")
     if (train.trainable == "lora" or train.layer_decay != 1) and not found:
         key = "train.trainable=lora" if train.trainable == "lora" else f"train.layer_decay={train.layer_decay}"
-        raise UserError(f"{key}: no chain of blocks was found in {name}")
+        raise UserError(f"{key}: no chain of blocks was found in {name}; leave it out, or use another model")
     if train.trainable in ("head", "lora") and not _head(model):
         raise UserError(f"train.trainable={train.trainable}: {name} ends in no linear layer; use train.trainable=all")
     if train.trainable == "lora" and importlib.util.find_spec("peft") is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,10 @@ class TrainJob:
     model_folder: str | None  # the checkpoint to start from; none: random weights
     perturbed: str | None  # folder of the perturb stage, for methods that need it
     resume: str | None = None
+    until: int | None = None  # epochs after which to stop, though the schedule has more
     forget_classes: tuple[int, ...] = ()
+    already_rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # forgotten before: not retained
+    already_classes: tuple[int, ...] = ()
 
 
 def run(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -90,7 +93,9 @@ def work(job: TrainJob, place: Place) -> dict[str, Any] | None:
         calibrator=_calibrator(job, device, rank, world),
         resume=place.resume,
         report=place.report,
+        until=job.until,
         forget_classes=job.forget_classes,
+        already_classes=job.already_classes,
     )
     method = lookup("method", job.settings.method.name).target(job.settings.method)
     forget, retain = _rows(job, method.needs_perturbed)
@@ -126,7 +131,7 @@ def _rows(job: TrainJob, perturbed: bool) -> tuple[Any, Any]:
 
     train, source, seed = job.settings.train, job.source, job.seed
     image_bytes = int(np.prod(job.preprocess.shape))
-    kept = plan.complement(source.num_rows("train"), job.forget_rows)
+    kept = plan.complement(source.num_rows("train"), np.union1d(job.forget_rows, job.already_rows))
     size = len(kept) if train.retain_per_epoch is None else min(train.retain_per_epoch, len(kept))
 
     def retain_order(epoch: int) -> np.ndarray:
@@ -178,6 +183,10 @@ def _calibrator(job: TrainJob, device: Any, rank: int, world: int) -> Any:
         return torch.from_numpy(arrays["image"]).to(device), torch.from_numpy(np.array(arrays["label"])).to(device)
 
     unseen = np.arange(job.source.num_rows("validation"))
+    if job.already_classes:  # a forgotten class's images are no measure of what is still known
+        pieces = job.source.pieces("validation")
+        labels = np.concatenate([job.source.index(piece)["label"].to_numpy() for piece in pieces])
+        unseen = unseen[~np.isin(labels, job.already_classes)]
     return Calibrator(side("train", job.forget_rows), side("validation", unseen), world)
 
 

@@ -138,7 +138,7 @@ class Cluster:
                 if now - lost_since > patience:
                     raise UserError(
                         f"{self.address} has not answered for {patience:.0f} s; job {job} may go on: "
-                        f"`megu jobs logs {job} --follow` takes it up again"
+                        f"run `megu jobs logs {job} --follow` to take it up again"
                     ) from None
                 time.sleep(wait)
                 wait = min(2 * wait, 10.0)
@@ -254,14 +254,15 @@ def _told(address: str) -> Iterator[None]:
             "RAY_AUTH_TOKEN_PATH=FILE (readable for you only)"
         ) from None
     except (requests.exceptions.SSLError, requests.exceptions.InvalidURL) as error:
-        raise UserError(f"{address}: {_first_line(error)}; --ca FILE names the certificates to trust") from None
+        raise UserError(f"{address}: {_first_line(error)}; give the certificates to trust by --ca FILE") from None
     except (requests.exceptions.RequestException, ConnectionError, OSError) as error:
         raise Lost(_first_line(error)) from None
     except RuntimeError as error:
         text = str(error)
         if "status code 404" in text:
             raise UserError(
-                f"{address} does not know this job (any more): a restarted head has lost its jobs"
+                f"{address} does not know this job (any more): a restarted head has lost its jobs; submit it "
+                "again, it continues where its run folder stands"
             ) from None
         if "status code 5" in text and "already exists" not in text:
             raise Lost(_first_line(error)) from None

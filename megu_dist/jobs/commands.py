@@ -95,7 +95,9 @@ def jobs(words: Sequence[str]) -> int:
         raise UserError(f"megu jobs {' '.join(rest)}: {nearest(rest[0] if rest else '', actions)}")
     needed = 0 if rest[0] == "list" else 1
     if len(rest) != 1 + needed:
-        raise UserError(f"megu jobs {rest[0]} takes {'the id of one job' if needed else 'no further words'}")
+        raise UserError(
+            f"megu jobs {rest[0]} takes {'the id of one job' if needed else 'no further words'}; see megu jobs --help"
+        )
     cluster = _connect(options)
     return _lost_is_told(lambda: actions[rest[0]](cluster, options, *rest[1:]))
 
@@ -112,7 +114,9 @@ def _lost_is_told(work: Callable[[], T]) -> T:
     try:
         return work()
     except Lost as error:
-        raise UserError(f"no answer from the job server: {error}") from None
+        raise UserError(
+            f"no answer from the job server: {error}; check --address, and that its tunnel or port-forward runs"
+        ) from None
 
 
 def _follow(cluster: Cluster, job: str, options: SubmitOptions) -> int:

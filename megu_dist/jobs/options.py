@@ -73,7 +73,7 @@ def read(words: Sequence[str], allowed: Sequence[str]) -> tuple[SubmitOptions, l
             continue
         if not has_value:
             if not queue:
-                raise UserError(f"{flag} needs a value")
+                raise UserError(f"{flag} needs a value; --help shows examples")
             value = queue.pop(0)
         if kind.startswith("list"):
             found.setdefault(name, []).append(value)
@@ -119,7 +119,7 @@ def environment(options: SubmitOptions) -> dict[str, str]:
                 f"(a variable that the nodes have) or --secret {name}=FILE (a file that they can read)"
             )
         if name.startswith(("RAY_", "MEGU_LOCAL_", "MEGU_JOB_")) or name in ENVIRONMENT:
-            raise UserError(f"--env {name}: is set by megu or by whoever runs the cluster, not by a job")
+            raise UserError(f"--env {name}: is set by megu or by whoever runs the cluster, not by a job; leave it out")
         found[name] = value
     return found
 
@@ -130,9 +130,13 @@ def secrets(options: SubmitOptions) -> dict[str, str]:
     for word in options.secret:
         name, given, file = word.partition("=")
         if not VARIABLE.fullmatch(name):
-            raise UserError("--secret takes the NAME of an environment variable, or NAME=FILE, never a value")
+            raise UserError(
+                "--secret must be the NAME of an environment variable, or NAME=FILE; it never takes a value"
+            )
         if given and (not file.startswith("/") or "," in file):  # the word is not repeated: it may be the secret itself
-            raise UserError(f"--secret {name}=…: after = stands the absolute path of a file on the nodes, not a value")
+            raise UserError(
+                f"--secret {name}=…: after = must stand the absolute path of a file on the nodes, not a value"
+            )
         found[name] = file
     return found
 
@@ -159,10 +163,11 @@ def address(options: SubmitOptions) -> str:
     url = urlsplit(given)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise UserError(
-            f"--address={given}: must be the job server's URL, as in http://127.0.0.1:8265 (by default the dashboard's port)"
+            f"--address={given}: must be the job server's URL, as in http://127.0.0.1:8265 (by default the "
+            "dashboard's port)"
         )
     if url.username or url.password:
         raise UserError("--address holds a user name or a password: use Ray's token (RAY_AUTH_TOKEN_PATH) instead")
     if options.ca is not None and not os.path.exists(options.ca):
-        raise UserError(f"--ca={options.ca}: no such file")
+        raise UserError(f"--ca={options.ca}: no such file; give the file of certificates to trust")
     return given.rstrip("/")

@@ -57,7 +57,7 @@ def folder(path: str, option: str, excludes: Sequence[str]) -> dict[str, Path]:
     """The files of a working directory. Hidden ones, caches and virtual environments stay at home."""
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
-        raise UserError(f"{option}={path}: no such folder")
+        raise UserError(f"{option}={path}: no such folder; give one of this machine")
     return dict(_files(root, excludes))
 
 
@@ -69,7 +69,8 @@ def make(files: dict[str, Path], excludes: Sequence[str]) -> Package:
         largest = max(sizes, key=lambda name: sizes[name])
         raise UserError(
             f"the job's package would hold {total:.0f} MB, more than {LIMIT_MB} MB (largest: {largest}, "
-            f"{sizes[largest] / 2**20:.0f} MB): keep data and models on shared storage and leave them out with --exclude"
+            f"{sizes[largest] / 2**20:.0f} MB): keep data and models on shared storage and leave them out with "
+            "--exclude"
         )
     import io
 

@@ -19,20 +19,20 @@ from megu_dist.jobs.package import INPUTS
 
 INPUT_FILES = ("forget.ids_file", "oracle.descriptions", "data.coarse", "data.class_names_file")
 MODELS = ("model.path", "evaluate.unlearned", "evaluate.retrained", "evaluate.retrained_second", "oracle.path")
-PLACES = ("run.dir", "data.path", "data.test_path", "data.cache_dir", "oracle.store")
+PLACES = ("run.dir", "request.dir", "data.path", "data.test_path", "data.cache_dir", "oracle.store")
 LISTS = ("report.compare",)
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PASSWORD = re.compile(r"://[^/?#@]*:[^/?#]*@|://\S*[?&](\w*key\w*|\w*secret\w*|\w*token\w*|sig)=", re.IGNORECASE)
 
 
-def settle(settings: MeguSettings, shared: str | None) -> tuple[list[str], dict[str, Path]]:
-    """The words that replace relative paths, and the input files that travel, by their names in the package."""
+def settle(settings: MeguSettings, shared: str | None, verb: str) -> tuple[list[str], dict[str, Path]]:
+    """The words that replace ``verb``'s relative paths, and the input files that travel, by their names in the package."""
     if shared is not None and not shared.startswith("/"):
         raise UserError(f"--shared={shared}: give the absolute path of a folder that all nodes share, as on the nodes")
     words, files = [], {}
     for key in (*INPUT_FILES, *MODELS, *PLACES):
         value = _get(settings, key)
-        if value is None:
+        if value is None or (key == "request.dir" and not verb.startswith("request")):
             continue
         if key in INPUT_FILES and _travels(key, value):
             name = f"{INPUTS}/{hashlib.sha256(Path(value).read_bytes()).hexdigest()[:8]}-{Path(value).name}"

@@ -27,9 +27,13 @@ if TYPE_CHECKING:
     from megu_dist.cli import Verb
 
 CONFIG_DIR = "config_dir"  # folder of the package with the user's own YAML files
-LOCAL_ONLY = ("oracle show", "oracle compare", "report")  # look at finished runs: nothing for a cluster to do
-FORGETTING = ("unlearn", "evaluate", "analyze", "oracle", "oracle fill", "plan")
-WITH_MODEL = ("unlearn", "evaluate", "analyze")
+# What looks at finished runs or at a ledger: nothing for a cluster to do.
+LOCAL_ONLY = ("oracle show", "oracle compare", "report", "request add", "request list", "request show",
+              "request verify", "request withdraw")  # fmt: skip
+FORGETTING = ("unlearn", "evaluate", "analyze", "sweep", "oracle", "oracle fill", "plan")
+WITH_MODEL = ("unlearn", "evaluate", "analyze", "sweep")
+
+SEVERAL = {"benchmark": "cells", "sweep": "trials"}  # verbs that do many runs, each on a share of what is asked for
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def build(words: Sequence[str], options: SubmitOptions, verbs: Mapping[str, Verb
         raise UserError("run.address: a job runs on the cluster it was submitted to; leave it out (--address names it)")
     words = [*words, *_gpu_words(name, options, given), "run.address=auto"]
     composed = load(words, verbs[name].defaults, options.config_dir)
-    placed, inputs = settle(composed.settings, options.shared)
+    placed, inputs = settle(composed.settings, options.shared, name)
     replaced = _keys(placed)
     kept = [word for word in words if word.partition("=")[0] not in replaced]
     words = [*kept, *placed, *_actor_words(name, composed.settings)]
@@ -92,8 +96,8 @@ def _gpu_words(name: str, options: SubmitOptions, given: Mapping[str, str]) -> l
     count = options.num_gpus
     if count is None:
         return []
-    if name == "benchmark":
-        wanted = {"benchmark.num_gpus": "1", "benchmark.runners": str(count)}
+    if name in SEVERAL:
+        wanted = {f"{name}.num_gpus": "1", f"{name}.runners": str(count)}
     else:
         wanted = {"train.use_gpu": "true", "train.num_workers": str(count)}
         for stage in ("perturb", "evaluate"):
@@ -106,9 +110,10 @@ def _gpu_words(name: str, options: SubmitOptions, given: Mapping[str, str]) -> l
 
 def _actor_words(name: str, settings: MeguSettings) -> list[str]:
     """Counts that are otherwise taken from the whole cluster, which a job shares with others."""
-    if name == "benchmark" and settings.benchmark.runners == 0:
+    if name in SEVERAL and getattr(settings, name).runners == 0:
+        what = SEVERAL[name]
         raise UserError(
-            "benchmark.runners=0 takes the whole cluster: say how many cells may run at a time, or --num-gpus"
+            f"{name}.runners=0 takes the whole cluster: say how many {what} may run at a time, or --num-gpus"
         )
     workers = settings.train.num_workers
     return [f"{s}.num_actors={workers}" for s in ("perturb", "evaluate") if getattr(settings, s).num_actors == 0]
@@ -131,7 +136,9 @@ def _check(name: str, settings: MeguSettings) -> None:
 def _files(options: SubmitOptions, inputs: Mapping[str, Path]) -> dict[str, Path]:
     """Names in the package and the files here."""
     if options.exclude and not options.working_dir:
-        raise UserError("--exclude says what of --working-dir stays here, which is not given")
+        raise UserError(
+            "--exclude says what of --working-dir stays here, which is not given: give it, or leave --exclude out"
+        )
     code = options.code or ("package" if pack.in_checkout() else "installed")
     files = pack.folder(options.working_dir, "--working-dir", options.exclude) if options.working_dir else {}
     if code == "package":
@@ -197,10 +204,9 @@ def _asks(name: str, settings: MeguSettings, options: SubmitOptions) -> str:
     """What the job takes of the cluster, stage by stage."""
     where = options.entrypoint_num_cpus or options.entrypoint_num_gpus or options.entrypoint_resources
     parts = ["driver on any node with what it asks for" if where else "driver on the head node"]
-    if name == "benchmark":
-        return ", ".join(
-            [*parts, f"{settings.benchmark.runners} cells of 1 CPU and {settings.benchmark.num_gpus:g} GPU"]
-        )
+    if name in SEVERAL:
+        own = getattr(settings, name)
+        return ", ".join([*parts, f"{own.runners} {SEVERAL[name]} of 1 CPU and {own.num_gpus:g} GPU"])
     if name in ("train", "unlearn"):
         train = settings.train
         parts.append(f"training {train.num_workers} × ({train.num_cpus:g} CPU, {int(train.use_gpu)} GPU)")

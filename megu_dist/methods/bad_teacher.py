@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class BadTeacherSettings(MethodSettings):
-    """``temperature`` of both teachers; ``lambda_forget``: weight of the incompetent one."""
+    """Weights of the two teachers."""
 
-    temperature: float = 1.0
-    lambda_forget: float = 1.0
+    temperature: float = 1.0  # of both teachers
+    lambda_forget: float = 1.0  # weight of the incompetent teacher
 
 
 @register("method", "bad_teacher", BadTeacherSettings)

@@ -29,6 +29,10 @@ class Method(Protocol):
     scenarios: ClassVar[tuple[str, ...]] = ()
     search: ClassVar[Space] = {}
 
+    def noise(self) -> str:
+        """Which Fragment-Align noise the method's settings make use of: both, positive, negative or none."""
+        return "none"
+
     def unlearn(self, ctx: Context, model: nn.Module, forget: Rows | None, retain: Rows) -> nn.Module:
         """Runs on every worker of a Ray Train job, in step; returns the unlearned model.
 

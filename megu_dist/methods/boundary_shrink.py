@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class BoundaryShrinkSettings(MethodSettings):
-    """``epsilon``: FGSM step in pixel units; ``retain_weight``: 0 reads no retained image."""
+    """How far the boundary is looked for."""
 
-    epsilon: float = 0.1
-    retain_weight: float = 1.0
+    epsilon: float = 0.1  # FGSM step, pixel units
+    retain_weight: float = 1.0  # 0 reads no retained image
 
 
 @register("method", "boundary_shrink", BoundaryShrinkSettings)
@@ -66,5 +66,5 @@ def nearest_labels(original: nn.Module, pixels: Tensor, labels: Tensor, epsilon:
     with torch.no_grad():
         logits = logits_of(original, (pixels + epsilon * gradient.sign()).clamp(0, 1), ctx)
         logits[torch.arange(len(labels), device=labels.device), labels] = -torch.inf
-        logits[:, list(ctx.forget_classes)] = -torch.inf
+        logits[:, list(ctx.gone_classes)] = -torch.inf
         return logits.argmax(1)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class L1SparseSettings(MethodSettings):
-    """``gamma``: weight of ‖θ‖₁ at the start."""
+    """The penalty."""
 
-    gamma: float = 5e-4
+    gamma: float = 5e-4  # weight of ‖θ‖₁ at the start
 
 
 @register("method", "l1_sparse", L1SparseSettings)

@@ -47,7 +47,7 @@ def random_labels(part: Part, ctx: Context, num_classes: int, epoch: int) -> Ten
 
     own = part.label.cpu().numpy()
     u = hash_uniform(ctx.seed, 41, epoch, part.row.cpu().numpy())
-    free = np.setdiff1d(np.arange(num_classes), ctx.forget_classes)
+    free = np.setdiff1d(np.arange(num_classes), ctx.gone_classes)
     out = np.empty(len(own), np.int64)
     for label in np.unique(own):
         mine = own == label

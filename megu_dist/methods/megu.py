@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class MeguMethodSettings(MethodSettings):
-    """Noise strengths α, β ≥ 0, weight λ_f of the forget loss, label smoothing of perturbing labels."""
+    """Noise strengths and the forget loss."""
 
-    alpha: float = 0.5
-    beta: float = 0.0
-    lambda_forget: float = 0.5
-    label_smoothing: float = 0.0
+    alpha: float = 0.5  # strength of N⁺
+    beta: float = 0.0  # strength of N⁻
+    lambda_forget: float = 0.5  # weight λ_f of the forget loss
+    label_smoothing: float = 0.0  # of perturbing labels
 
 
 @register("method", "megu", MeguMethodSettings)
@@ -47,6 +47,12 @@ class Megu(Method):
     def __init__(self, settings: MeguMethodSettings) -> None:
         self.settings = settings
 
+    def noise(self) -> str:
+        """See :class:`megu_dist.methods.base.Method`."""
+        if self.settings.alpha and self.settings.beta:
+            return "both"
+        return "positive" if self.settings.alpha else "negative" if self.settings.beta else "none"
+
     def unlearn(self, ctx: Context, model: nn.Module, forget: Rows | None, retain: Rows) -> nn.Module:
         """See :class:`megu_dist.methods.base.Method`."""
         from megu_dist.perturb.noise import mix
@@ -54,7 +60,8 @@ class Megu(Method):
         scale = ctx.settings.perturb.epsilon / 127
 
         def pixels(part: Part) -> Tensor:
-            return mix(part.pixels(), part.noise_pos, part.noise_neg, scale, self.settings.alpha, self.settings.beta)
+            noise = (part.fields.get("noise_pos"), part.fields.get("noise_neg"))
+            return mix(part.pixels(), *noise, scale, self.settings.alpha, self.settings.beta)
 
         def loss(forget_logits: Tensor, retain_logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, float]:
             from torch.nn.functional import cross_entropy

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class NegGradSettings(MethodSettings):
-    """``gamma`` in (0, 1]: weight of the retained images; the forget images get 1 - gamma, with a minus sign."""
+    """The balance of the two losses."""
 
-    gamma: float = 0.95
+    gamma: float = 0.95  # weight of retained images; forget images get 1 - gamma, with a minus sign
 
 
 @register("method", "neggrad", NegGradSettings)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class NegTVSettings(MethodSettings):
-    """``strength``: λ."""
+    """How far to go."""
 
-    strength: float = 1.0
+    strength: float = 1.0  # λ: how much of the task vector is subtracted
 
 
 @register("method", "negtv", NegTVSettings)

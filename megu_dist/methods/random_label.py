@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class RandomLabelSettings(MethodSettings):
-    """``lambda_forget``: weight of the forget images."""
+    """The forget loss."""
 
-    lambda_forget: float = 1.0
+    lambda_forget: float = 1.0  # weight of forget images
 
 
 @register("method", "random_label", RandomLabelSettings)

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class SalUnSettings(RandomLabelSettings):
-    """``saliency``: share of the weights that may move."""
+    """Of random labels, and which weights may move."""
 
-    saliency: float = 0.5
+    saliency: float = 0.5  # share of the weights that may move
 
 
 @register("method", "salun", SalUnSettings)

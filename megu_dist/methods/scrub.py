@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class ScrubSettings(MethodSettings):
-    """``delta`` and ``gamma``: weights of distillation and of labels on D_r; ``lambda_forget``: of the max step."""
+    """Weights of the min and max steps."""
 
-    delta: float = 0.5
-    gamma: float = 1.0
-    lambda_forget: float = 0.2
-    temperature: float = 4.0
-    max_epochs: int = 1
+    delta: float = 0.5  # weight of distillation on retained images
+    gamma: float = 1.0  # weight of labels on retained images
+    lambda_forget: float = 0.2  # weight of the step away from the original
+    temperature: float = 4.0  # of the distillation
+    max_epochs: int = 1  # epochs with steps away, the first ones
 
 
 @register("method", "scrub", ScrubSettings)

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class SsdSettings(MethodSettings):
-    """``alpha``: selection; ``dampening``: λ, the strength of what is selected."""
+    """Which weights are dampened, and how much."""
 
-    alpha: float = 10.0
-    dampening: float = 1.0
+    alpha: float = 10.0  # a weight is selected where it matters so many times more to forget images than to all
+    dampening: float = 1.0  # λ: the strength of what is selected
 
 
 @register("method", "ssd", SsdSettings)

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class UnsirSettings(MethodSettings):
-    """``noise_images`` per class, learned in ``noise_steps`` Adam steps with weight ``penalty`` on their mean square."""
+    """How the noise is learned and used."""
 
-    noise_images: int = 64
-    noise_steps: int = 25
-    noise_lr: float = 0.1
-    penalty: float = 0.1
-    impair_epochs: int = 1
+    noise_images: int = 64  # per class
+    noise_steps: int = 25  # of Adam, which learns the noise
+    noise_lr: float = 0.1  # of the same
+    penalty: float = 0.1  # weight of the noise's mean square
+    impair_epochs: int = 1  # epochs on noise; the others repair
 
 
 @register("method", "unsir", UnsirSettings)

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-PARTS = ("retain_train", "forget_train", "retain_test", "forget_test")
+from megu_dist.errors import UserError
+
+PARTS = ("retain_train", "forget_train", "retain_test", "forget_test", "already_train", "already_test")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ def compute(models: dict[str, Parts], seed: int) -> tuple[dict[str, Numbers], Nu
     """All registered metrics: per model, and of ``unlearned`` against ``retrained`` (None without it)."""
     from megu_dist.config.registry import components
 
+    for name, parts in models.items():
+        if not all(np.isfinite(part.probs).all() for part in parts.values()):
+            raise UserError(
+                f"the {name} model's predictions are not numbers: its training diverged; set train.lr lower"
+            )
     functions = [component.target for component in components("metric").values()]
     single = [f for f in functions if f.scope == "model"]
     per_model = {name: _merge(f(parts, seed) for f in single) for name, parts in models.items()}

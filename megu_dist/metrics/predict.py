@@ -28,6 +28,7 @@ class PartReader:
     parts: tuple[tuple[str, str, np.ndarray], ...]  # name, split, rows
     forgotten: tuple[int, ...]  # classes whose test images are "forgotten"
     by: str = "label"  # which label `forgotten` speaks of: label | fine
+    already: tuple[int, ...] = ()  # classes that were forgotten before: their test images are a part of their own
 
     @property
     def count(self) -> int:
@@ -47,6 +48,7 @@ class PartReader:
                 part = np.full(len(mine), PARTS.index(name))
                 if name == "retain_test":
                     part[np.isin(out[self.by], self.forgotten)] = PARTS.index("forget_test")
+                    part[np.isin(out["label"], self.already)] = PARTS.index("already_test")
                 pieces.append({**out, "row": mine, "part": part})
             start += len(rows)
         return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}

@@ -61,15 +61,18 @@ def open_checkpoint(path: str, key: str = "model.path") -> Checkpoint:
     folder = _resolve(path, key)
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise UserError(f"{key}={path}: no config.json there, so it is not a transformers checkpoint")
+        raise UserError(
+            f"{key}={path}: no config.json there, so it is not a transformers checkpoint; give a folder that "
+            "save_pretrained wrote"
+        )
     if not list(folder.glob("*.safetensors")):
         unsafe = [file.name for file in folder.glob("*.bin")]
         hint = f" ({unsafe[0]} is a pickle and is not read: convert it with save_pretrained)" if unsafe else ""
-        raise UserError(f"{key}={path}: no *.safetensors weights there{hint}")
+        raise UserError(f"{key}={path}: no *.safetensors weights there{hint}; save them with save_pretrained")
     try:
         config: dict[str, Any] = json.loads(config_file.read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{config_file} is not JSON: {error}") from None
+        raise UserError(f"{config_file} is not JSON: {error}; save the model again") from None
     names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
     labels = tuple(names[k] for k in sorted(names, key=int))
     size = config.get("image_size")
@@ -91,7 +94,8 @@ def _resolve(path: str, key: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the hub's client raises many types; each means that the model cannot be had
         raise UserError(
-            f"{key}={path}: no such folder, and the Hugging Face hub did not give it ({type(error).__name__})"
+            f"{key}={path}: no such folder, and the Hugging Face hub did not give it ({type(error).__name__}); "
+            "give a folder, or an id that can be reached"
         ) from None
 
 
@@ -107,7 +111,8 @@ def check_labels(checkpoint: Checkpoint, class_names: list[str], key: str = "mod
         moved = next(i for i, (a, b) in enumerate(zip(checkpoint.labels, class_names, strict=True)) if a != b)
         raise UserError(
             f"{where} orders the classes otherwise than the data: label {moved} is "
-            f"{checkpoint.labels[moved]!r} in the model and {class_names[moved]!r} in the data"
+            f"{checkpoint.labels[moved]!r} in the model and {class_names[moved]!r} in the data; "
+            "give data.class_names_file in the model's order, or mend id2label in its config.json if that is wrong"
         )
 
 

@@ -114,7 +114,10 @@ class Preprocess:
         config = json.loads(path.read_text())
         height, width, edge = _geometry(config, path)
         if image_size is not None and (height, width) != (image_size, image_size):
-            raise UserError(f"{path} resizes to {height}×{width}, but the model takes {image_size}×{image_size} images")
+            raise UserError(
+                f"{path} resizes to {height}×{width}, but the model takes {image_size}×{image_size}; mend its "
+                "size, or save the right processor"
+            )
         normalise = config.get("do_normalize", True)
         mean = _per_channel(config.get("image_mean", 0.5) if normalise else 0.0, channels, "image_mean", path)
         std = _per_channel(config.get("image_std", 0.5) if normalise else 1.0, channels, "image_std", path)
@@ -129,7 +132,7 @@ def _geometry(config: dict[str, Any], path: Path) -> tuple[int, int, int | None]
     if isinstance(crop, int):
         crop = {"height": crop, "width": crop}
     if not isinstance(size, dict):
-        raise UserError(f'{path} gives no image size: add "size": {{"height": …, "width": …}}')
+        raise UserError(f'{path} gives no image size: put in "size": {{"height": …, "width": …}}')
     if "shortest_edge" not in size:
         if "height" not in size or "width" not in size:
             raise UserError(f"{path}: size {size} is not supported; give height and width, or shortest_edge")
@@ -150,5 +153,8 @@ def _resample(config: dict[str, Any]) -> int:
 def _per_channel(value: Any, channels: int, key: str, path: Path) -> tuple[float, ...]:
     values = [float(v) for v in value] if isinstance(value, list | tuple) else [float(value)] * channels
     if len(values) != channels:
-        raise UserError(f"{path}: {key} has {len(values)} values, but the model takes {channels}-channel images")
+        raise UserError(
+            f"{path}: {key} has {len(values)} values, but the model takes {channels}-channel images; give "
+            f"{channels}, or one for all"
+        )
     return tuple(values)

@@ -56,7 +56,10 @@ def load(path: str) -> Opinion:
             raise ValueError("a row does not have a rating for every column")
         return Opinion(f"{data['oracle']['name']} ({file.resolve().parent.name})", list(data["columns"]), rows)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not a transition matrix of megu ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{file} is not a transition matrix of megu ({type(error).__name__}: {error}); make one with `megu "
+            "oracle fill`"
+        ) from None
 
 
 def compare(a: Opinion, b: Opinion) -> list[Agreement]:
@@ -68,7 +71,8 @@ def compare(a: Opinion, b: Opinion) -> list[Agreement]:
     rows = [name for name in a.rows if name in b.rows]
     if not rows or len(shared) < 3:
         raise UserError(
-            f"{a.name} and {b.name} have {len(rows)} rows and {len(shared)} columns in common: nothing to compare"
+            f"{a.name} and {b.name} have {len(rows)} rows and {len(shared)} columns in common; give runs of "
+            "the same request"
         )
     out = []
     for name in rows:
@@ -95,7 +99,10 @@ def wordnet_opinion(columns: list[str], rows: list[str]) -> Opinion:
     senses = {name: _sense(wordnet, name) for name in {*columns, *rows}}
     known = [name for name in rows if senses[name] is not None]
     if not known or sum(senses[c] is not None for c in columns) < 3:
-        raise UserError("WordNet knows too few of these class names")
+        raise UserError(
+            f"WordNet knows too few of these class names ({len(known)} of {len(rows)}); "
+            "give runs whose classes are English nouns"
+        )
     found = {}
     for name in known:
         values = [_similarity(senses[name], senses[c]) if c != name else float("nan") for c in columns]
@@ -109,7 +116,7 @@ def _wordnet() -> Any:
         from nltk.corpus import wordnet
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
     except ImportError:
-        raise UserError("nltk is not installed: pip install 'megu-dist[oracle]'") from None
+        raise UserError("`megu oracle compare` with WordNet needs nltk: pip install 'megu-dist[oracle]'") from None
     for folder in (os.environ.get("WORDNET_DIR"), *WORDNET_FOLDERS):
         if folder and (Path(folder) / "data.noun").is_file():
             root = _nltk_folder(Path(folder))
@@ -126,7 +133,8 @@ def _wordnet() -> Any:
 
 
 def _nltk_folder(folder: Path) -> Path:
-    """A copy as nltk wants it, with the small files that Debian leaves out; nothing in those matters to path lengths."""
+    """A copy as nltk wants it, with the small files that Debian leaves out; nothing in those matters to path "
+    "lengths."""
     root = Path(tempfile.mkdtemp(prefix="megu-wordnet-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     copy = root / WORDNET_PLACE

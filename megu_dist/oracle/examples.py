@@ -80,7 +80,9 @@ def shrink(data: bytes, name: str, side: int) -> bytes:
         image.draft("RGB", (side, side))
         image = image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read image {name!r}: {error or type(error).__name__}") from None
+        raise UserError(
+            f"cannot read image {name!r}: {error or type(error).__name__}; mend it, or take it out of the data"
+        ) from None
     image.thumbnail((side, side))
     sink = io.BytesIO()
     if max(image.size) <= LOSSLESS_SIDE:

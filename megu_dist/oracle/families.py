@@ -29,18 +29,22 @@ def model_folder(path: str) -> Path | None:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
-            raise UserError(f"oracle.path={path}: no such folder")
+            raise UserError(f"oracle.path={path}: no such folder; give a model folder, or a hub id (ORGANISATION/NAME)")
         return None
     try:
         config = json.loads((folder / "config.json").read_text())
         kind = str(config["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"oracle.path={path}: no config.json with a model_type there, so it is not a model folder"
+            f"oracle.path={path}: no config.json with a model_type there, so it is not a model folder; give "
+            "one that save_pretrained wrote"
         ) from None
     missing = [name for name, kinds in NEEDS.items() if kind in kinds and importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"oracle.path={path}: models of type {kind} need {' and '.join(missing)}: {EXTRA}")
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"oracle.path={path}: no *.safetensors there; other weights are not loaded")
+        raise UserError(
+            f"oracle.path={path}: no *.safetensors there, and other weights are not loaded; save them with "
+            "save_pretrained"
+        )
     return folder

@@ -31,6 +31,7 @@ class Job:
     tau: float
     exclude_self: bool
     fine: list[Concept] | None = None  # a concept per row, where rows are fine classes and no classes of the model
+    gone: tuple[int, ...] = ()  # classes that the model has forgotten before: T has none of them
 
     def row(self, i: int) -> Concept:
         """The concept that row i is about."""
@@ -102,7 +103,9 @@ def fill(
     price = spent.price(settings)
     if bad and settings.on_degenerate == "fallback":
         spent.add(_fall_back(settings, job, store_folder, ratings, quality, bad))
-    matrix = transition.from_ratings(ratings.copy(), job.labels, job.tau, job.exclude_self, settings.tail_mass)
+    matrix = transition.from_ratings(
+        ratings.copy(), job.labels, job.tau, job.exclude_self, settings.tail_mass, list(job.gone)
+    )
     names = [concept.name for concept in job.concepts]
     cost = {"pairs": sum(map(len, job.candidates)), "calls": spent.calls, "reused": spent.reused}
     cost |= {"prompt_tokens": spent.prompt_tokens, "answer_tokens": spent.answer_tokens}

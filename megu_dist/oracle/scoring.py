@@ -50,5 +50,8 @@ def answer_forms(tokenizer: Any, prompt: str) -> list[tuple[str, list[int]]]:
         if len(set(found)) == 10:
             forms.append((lead, found))
     if not forms:
-        raise UserError("this model's tokenizer has no one-token digits, so it cannot be rated by constrained scoring")
+        raise UserError(
+            "oracle.path: this model's tokenizer has no one-token digits, which constrained scoring needs; use "
+            "another model"
+        )
     return forms

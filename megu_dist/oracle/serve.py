@@ -136,7 +136,7 @@ def deploy(settings: OracleSettings, name: str) -> Any:
         if ActorDiedError.__name__ not in told or attempt == RETRIES:
             break
         serve.delete(name)
-    raise UserError(f"the oracle {settings.name!r} does not start: {_last_words(told)}")
+    raise UserError(f"the oracle {settings.name!r} does not start: {_last_words(told)}; see log.txt of the run")
 
 
 def _last_words(traceback: str) -> str:
@@ -233,7 +233,8 @@ async def _ask(handle: Any, pairs: list[Pair], timeout_s: float) -> list[Rating]
                 raise
         except TimeoutError:
             raise UserError(
-                f"the oracle did not answer a request of {len(pairs)} pairs within oracle.timeout_s={timeout_s:g}; what was "
+                f"the oracle did not answer a request of {len(pairs)} pairs within "
+                f"oracle.timeout_s={timeout_s:g}; what was "
                 "answered is stored: ask for fewer pairs at a time (oracle.pairs_per_request), or wait longer"
             ) from None
 

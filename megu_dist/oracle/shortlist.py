@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from megu_dist.oracle.base import Concept, Pair
 
 
-def candidates(size: int, labels: list[int], classes: int, scores: list[np.ndarray]) -> list[list[int]]:
+def candidates(
+    size: int, labels: list[int], classes: int, scores: list[np.ndarray], gone: Sequence[int] = ()
+) -> list[list[int]]:
     """Per forget concept, the ``size`` best other classes (ascending); all of them for 0 or a size that covers them.
 
-    ``scores`` are (R, C) arrays, higher is nearer; they take turns, so that the union holds the best of each.
+    ``scores`` are (R, C) arrays, higher is nearer; they take turns, so that the union holds the best of each. Classes
+    that are ``gone`` are nobody's candidates.
     """
     if size <= 0 or size >= classes - 1:
-        return [[j for j in range(classes) if j != label] for label in labels]
+        return [[j for j in range(classes) if j != label and j not in gone] for label in labels]
     chosen = []
     for row, label in enumerate(labels):
-        orders = [[j for j in np.argsort(-score[row], kind="stable").tolist() if j != label] for score in scores]
+        barred = {label, *gone}
+        orders = [[j for j in np.argsort(-score[row], kind="stable").tolist() if j not in barred] for score in scores]
         taken: dict[int, None] = {}
         for turn in zip(*orders, strict=True):
             for other in turn:

@@ -31,7 +31,10 @@ def read(folder: Path) -> dict[str, Any]:
             raise ValueError("row_labels or tau do not fit")
         str(data["oracle"]["id"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not a transition matrix of megu ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{file} is not a transition matrix of megu ({type(error).__name__}: {error}); make one with `megu "
+            "oracle fill`"
+        ) from None
     return data
 
 

@@ -33,11 +33,13 @@ def prepare(
     without: np.ndarray,
     confusions: Path | None,
     fine: bool = False,
+    gone: tuple[int, ...] = (),
 ) -> Job:
     """The job of one forget request; runs Ray tasks for example images and for the names' similarity where asked.
 
     ``confusions`` is the table of where forget images go, for the shortlist; ``without`` are rows never shown. With
-    ``fine``, ``labels`` are fine labels, and a coarse class stands for what is left of it.
+    ``fine``, ``labels`` are fine labels, and a coarse class stands for what is left of it. ``gone`` are classes that the
+    model has forgotten: nothing is likened to them.
     """
     from megu_dist.oracle import examples, shortlist
 
@@ -51,7 +53,7 @@ def prepare(
         if confusions is not None:
             _, rows = read_confusion(confusions)
             scores.append(np.stack([rows.get(name, np.zeros(len(names))) for name in row_names]))
-    candidates = shortlist.candidates(settings.shortlist, own, len(names), scores)
+    candidates = shortlist.candidates(settings.shortlist, own, len(names), scores, gone)
     told = read_descriptions(settings.descriptions, known_names(source))
     pictures: dict[int, tuple[bytes, ...]] = {}
     shown: dict[int, tuple[bytes, ...]] = {}
@@ -64,7 +66,7 @@ def prepare(
     left = remaining(source, labels) if fine else {}
     concepts = [Concept(n, told.get(n, left.get(n, "")), pictures.get(i, ())) for i, n in enumerate(names)]
     subjects = [Concept(n, told.get(n, ""), shown.get(i, ())) for i, n in zip(labels, row_names, strict=True)]
-    return Job(concepts, labels, candidates, tau, exclude_self, subjects if fine else None)
+    return Job(concepts, labels, candidates, tau, exclude_self, subjects if fine else None, gone)
 
 
 def known_names(source: Source) -> list[str]:
@@ -93,7 +95,9 @@ def read_descriptions(path: str | None, names: list[str]) -> dict[str, str]:
     try:
         data = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"oracle.descriptions={path}: cannot be read as JSON ({error})") from None
+        raise UserError(
+            f"oracle.descriptions={path}: cannot be read as JSON ({error}); give an object of class name: text"
+        ) from None
     if not isinstance(data, dict) or not all(isinstance(text, str) for text in data.values()):
         raise UserError(f'oracle.descriptions={path}: must be an object of texts, as in {{"cat": "a small feline"}}')
     for name in data:

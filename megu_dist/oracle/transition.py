@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,15 @@ class Transition:
 
 
 def from_ratings(
-    ratings: np.ndarray, labels: list[int], tau: float, exclude_self: bool, tail_mass: float = 0.0
+    ratings: np.ndarray,
+    labels: list[int],
+    tau: float,
+    exclude_self: bool,
+    tail_mass: float = 0.0,
+    gone: Sequence[int] = (),
 ) -> np.ndarray:
     """T[i, j] = softmax_j(r[i, j] / τ), float64 (R, C); with ``exclude_self``, T[i, y_i] = 0, renormalised.
+    Columns ``gone`` are zero, too.
 
     Entries that are NaN were not rated (beyond the shortlist, or refused): they share ``tail_mass`` of their row
     equally, so that no class is impossible. A row without any rating becomes uniform.
@@ -39,8 +46,12 @@ def from_ratings(
     """
     rated = ~np.isnan(ratings)
     if not (np.isfinite(ratings[rated]).all() and (ratings[rated] >= 0).all() and (ratings[rated] <= 10 + 1e-6).all()):
-        raise UserError("the oracle gave ratings outside [0, 10]")
+        raise UserError(
+            f"the oracle gave ratings outside [0, 10], from {np.nanmin(ratings):g} to {np.nanmax(ratings):g}; "
+            "its rate() must be mended"
+        )
     allowed = np.ones_like(rated)
+    allowed[:, list(gone)] = False
     if exclude_self:
         allowed[np.arange(len(labels)), labels] = False
     score = np.where(rated & allowed, ratings / tau, -np.inf)

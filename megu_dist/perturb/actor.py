@@ -70,12 +70,12 @@ class Perturber:
         rows_of_t = self.transition.rows_for(np.asarray(block["fine"]) if self.fine else labels)
         q = label_distribution(log_probs, rows_of_t, None if self.fine else labels, self.forgotten, s.kappa)
         drawn = draw_labels(q, list(block["id"]), self.seed, s.draws, s.label_policy)
-        positive = [self._noise(pixels, drawn[:, d], True) for d in range(s.draws)]
-        return {
-            "perturbing_label": drawn,
-            "noise_pos": np.stack(positive, 1),
-            "noise_neg": self._noise(pixels, labels, False),
-        }
+        made = {"perturbing_label": drawn}
+        if s.noise in ("both", "positive"):
+            made["noise_pos"] = np.stack([self._noise(pixels, drawn[:, d], True) for d in range(s.draws)], 1)
+        if s.noise in ("both", "negative"):
+            made["noise_neg"] = self._noise(pixels, labels, False)
+        return made
 
     def _noise(self, pixels: Tensor, target: np.ndarray, towards: bool) -> np.ndarray:
         import torch

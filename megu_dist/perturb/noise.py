@@ -45,8 +45,13 @@ def quantise(noise: Tensor, epsilon: float) -> Tensor:
     return (noise * (127 / epsilon)).round().clamp(-127, 127).to(torch.int8)
 
 
-def mix(pixels: Tensor, noise_pos: Tensor, noise_neg: Tensor, scale: float, alpha: float, beta: float) -> Tensor:
-    """clip(x + α·N⁺ + β·N⁻) in pixel units; ``scale`` is the size of one int8 step."""
+def mix(
+    pixels: Tensor, noise_pos: Tensor | None, noise_neg: Tensor | None, scale: float, alpha: float, beta: float
+) -> Tensor:
+    """clip(x + α·N⁺ + β·N⁻) in pixel units; ``scale`` is the size of one int8 step. Noise of strength 0 may be None."""
     if alpha == 0 and beta == 0:
         return pixels
-    return (pixels + (alpha * scale) * noise_pos.float() + (beta * scale) * noise_neg.float()).clamp(0, 1)
+    for noise, strength in ((noise_pos, alpha), (noise_neg, beta)):
+        if strength and noise is not None:
+            pixels = pixels + (strength * scale) * noise.float()
+    return pixels.clamp(0, 1)

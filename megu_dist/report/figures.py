@@ -137,21 +137,22 @@ def _of_all(transition: Transition) -> str:
 def perturbed_strip(
     samples: Sequence[PerturbedSample], class_names: Sequence[str], alpha: float, beta: float
 ) -> Figure:
-    """A column per forget image: the image, N⁺ and N⁻ made visible, and the image the model is tuned on."""
+    """A column per forget image: the image, what noise was made, visible, and the image the model is tuned on."""
     pairs = [_class_name(class_names, index) for item in samples for index in (item.label, item.perturbing_label)]
     names = style.labels(pairs, limit=30, width=15)
     headings = [f"{old}\n→ {new}" for old, new in zip(names[::2], names[1::2], strict=True)]
     above = 0.15 * max(heading.count("\n") + 1 for heading in headings)
-    figure = style.new_figure(1.9 + 1.15 * len(samples), 5.0 + above)
-    grid = figure.subplots(4, len(samples), squeeze=False)
+    kinds = [kind for kind in ("noise_pos", "noise_neg") if any(getattr(sample, kind).any() for sample in samples)]
+    figure = style.new_figure(1.9 + 1.15 * len(samples), 2.6 + 1.2 * len(kinds) + above)
+    grid = figure.subplots(2 + len(kinds), len(samples), squeeze=False)
     gain = 0.5 / max(samples[0].epsilon, 1e-9)
-    titles = ["original", f"N⁺\n(±{samples[0].epsilon:.3f},\n×{gain:.0f})", "N⁻\n(same scale)"]
+    scale = f"\n(±{samples[0].epsilon:.3f},\n×{gain:.0f})"
+    titles = ["original", *({"noise_pos": "N⁺", "noise_neg": "N⁻"}[kind] + scale for kind in kinds)]
     titles.append(f"perturbed\nα = {alpha:g}\nβ = {beta:g}")
     for column, sample in enumerate(samples):
         pictures = [
             sample.image,
-            0.5 + gain * sample.noise_pos,
-            0.5 + gain * sample.noise_neg,
+            *(0.5 + gain * getattr(sample, kind) for kind in kinds),
             sample.perturbed(alpha, beta),
         ]
         for axes, picture in zip(grid[:, column], pictures, strict=True):

@@ -1,4 +1,4 @@
-"""What a finished run left in its folder, read into typed records. What metrics.json holds is not computed again."""
+"""What a finished run left in its folder, read into typed records. What metrics.json holds is not computed again"""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class RunMetrics:
     scenario: str
     forget_count: int
     forget_classes: tuple[str, ...]
+    already_classes: tuple[str, ...]  # forgotten by earlier requests
     method: str
     class_names: tuple[str, ...]
     models: dict[str, Values]  # original, unlearned, retrained (where given) → metric → value
@@ -45,13 +46,13 @@ class RunMetrics:
         if raw.get("schema") != SCHEMA:
             raise UserError(
                 f"{path} has schema {raw.get('schema')!r}, this version reads schema {SCHEMA}: "
-                f"run {_command(run_dir, 'evaluate')} again."
+                f"run {_command(run_dir, 'evaluate')} again"
             )
         models = {name: _values(raw.get("models"), name) for name in MODELS}
         for name in ("original", "unlearned"):
             if not models[name]:
                 raise UserError(
-                    f"{path} holds no metrics of the {name} model: run {_command(run_dir, 'evaluate')} again."
+                    f"{path} holds no metrics of the {name} model: run {_command(run_dir, 'evaluate')} again"
                 )
         forget = _mapping(raw.get("forget"))
         return cls(
@@ -59,11 +60,12 @@ class RunMetrics:
             scenario=str(raw.get("scenario", "class")),
             forget_count=int(forget.get("count") or 0),
             forget_classes=tuple(str(name) for name in forget.get("classes") or ()),
+            already_classes=tuple(str(name) for name in _mapping(raw.get("already")).get("classes") or ()),
             method=str(raw.get("method", "?")),
             class_names=tuple(str(name) for name in raw.get("class_names") or ()),
             models={name: values for name, values in models.items() if values},
             versus_retrained=_values(raw, "versus_retrained"),
-            floor=_values(raw, "floor"),
+            floor=_values(raw, "versus_floor"),
             seconds=_values(raw, "seconds"),
             oracle=dict(_mapping(raw.get("oracle"))),
             engine=dict(_mapping(raw.get("engine"))),
@@ -77,10 +79,9 @@ class RunMetrics:
 
     @property
     def forgotten(self) -> frozenset[int]:
-        """Label-space classes that were forgotten as a whole; empty unless the scenario is ``class``."""
-        if self.scenario != "class":
-            return frozenset()
-        return frozenset(index for index, name in enumerate(self.class_names) if name in self.forget_classes)
+        """Label-space classes that were forgotten as a whole, now or before."""
+        named = {*self.already_classes, *(self.forget_classes if self.scenario == "class" else ())}
+        return frozenset(index for index, name in enumerate(self.class_names) if name in named)
 
     def value(self, model: str, metric: str) -> float | None:
         """A model's metric, or None where it was not measured."""
@@ -149,7 +150,7 @@ class RunResults:
         """Read a finished run; a ``UserError`` names a missing file and the command that makes it."""
         run_dir = Path(run_dir)
         if not run_dir.is_dir():
-            raise UserError(f"There is no run folder {run_dir}: give the folder that `megu unlearn` wrote.")
+            raise UserError(f"there is no run folder {run_dir}: give the folder that `megu unlearn` wrote")
         config_path = _required(run_dir, "config.yaml", "unlearn")
         metrics = RunMetrics.load(run_dir)
         files = {name: run_dir / "predictions" / f"{name}.parquet" for name in MODELS}
@@ -181,7 +182,7 @@ def _command(run_dir: Path, verb: str) -> str:
 def _required(run_dir: Path, relative: str, verb: str) -> Path:
     path = run_dir / relative
     if not path.is_file():
-        raise UserError(f"{path} is missing: make it with {_command(run_dir, verb)}.")
+        raise UserError(f"{path} is missing: make it with {_command(run_dir, verb)}")
     return path
 
 
@@ -204,9 +205,9 @@ def _json_object(path: Path, verb: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}): run `megu {verb}` again.") from error
+        raise UserError(f"{path} is not readable JSON ({error}): run `megu {verb}` again") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object: run `megu {verb}` again.")
+        raise UserError(f"{path} does not hold a JSON object: run `megu {verb}` again")
     return value
 
 
@@ -217,7 +218,7 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         value = OmegaConf.to_container(OmegaConf.load(path))
     except (YAMLError, OSError) as error:
-        raise UserError(f"{path} is not readable YAML: run `megu unlearn` again.") from error
+        raise UserError(f"{path} is not readable YAML: run `megu unlearn` again") from error
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 
@@ -228,7 +229,7 @@ def _parquet(path: Path, columns: list[str]) -> Any:
     try:
         return pq.read_table(path, columns=columns)
     except (ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a readable Parquet file of predictions: run `megu evaluate` again.") from error
+        raise UserError(f"{path} is not a readable Parquet file of predictions: run `megu evaluate` again") from error
 
 
 def load_transition(path: Path) -> Transition | None:
@@ -239,9 +240,7 @@ def load_transition(path: Path) -> Transition | None:
     rows, columns = tuple(map(str, raw.get("rows") or ())), tuple(map(str, raw.get("columns") or ()))
     matrix = np.asarray(raw.get("transition"), dtype=float)
     if matrix.shape != (len(rows), len(columns)):
-        raise UserError(
-            f"{path}: `transition` does not have a value for every row and column: run `megu oracle` again."
-        )
+        raise UserError(f"{path}: `transition` does not have a value for every row and column: run `megu oracle` again")
     tau = raw.get("tau")
     return Transition(rows, columns, matrix, float(tau) if isinstance(tau, int | float) else None)
 
@@ -261,5 +260,5 @@ def _history(path: Path) -> tuple[dict[str, Any], ...]:
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):  # a run that was cut off while it wrote
                 break
-            raise UserError(f"{path}, line {number} is not a logging event: run `megu unlearn` again.") from error
+            raise UserError(f"{path}, line {number} is not a logging event: run `megu unlearn` again") from error
     return tuple(events[key] for key in sorted(events))

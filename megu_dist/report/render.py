@@ -51,8 +51,8 @@ def write_report(run_dir: Path, out_dir: Path, compare: Sequence[Path] = (), ima
     analysis = Analysis.load(results.metrics.run_dir)
     if analysis is not None and not analysis.is_of(results.metrics.run_dir):
         analysis = None  # of an earlier model
-    pictures = _draw(_figures(results, images), folder)
-    more = [] if analysis is None else _draw(analysis.figures(), folder)
+    pictures = draw(_figures(results, images), folder)
+    more = [] if analysis is None else draw(analysis.figures(), folder)
     page = out_dir / "report.html"
     page.write_text(_html(results, others, pictures, analysis, more), encoding="utf-8")
     return page
@@ -69,7 +69,7 @@ def load_compared(metrics: RunMetrics, compare: Sequence[Path]) -> list[RunMetri
     return others
 
 
-def _draw(figures: Iterator[tuple[str, str, str, str, Figure]], folder: Path) -> list[Picture]:
+def draw(figures: Iterator[tuple[str, str, str, str, Figure]], folder: Path) -> list[Picture]:
     """Every figure the run has data for, saved and ready for the page."""
     from megu_dist.report.style import house_style, png_bytes
 
@@ -126,10 +126,10 @@ def _strip(results: RunResults, images: int) -> Iterator[tuple[str, str, str, st
     alpha, beta = results.noise_strengths
     caption = (
         "Each column is a forgotten image with its label → the label it is tuned towards. N⁺ strengthens the features "
-        "shared with the new label, N⁻ weakens those of the old one; both are magnified, gray is zero. "
+        "shared with the new label, N⁻ weakens those of the old one; both (where made) are magnified, gray is zero. "
         f"Below: clip(x + {alpha:g}·N⁺ + {beta:g}·N⁻), what the model is tuned on."
     )
-    alt = f"{len(samples)} forgotten images in columns, with both noises and the perturbed image below each."
+    alt = f"{len(samples)} forgotten images in columns, with the noise and the perturbed image below each."
     figure = figures.perturbed_strip(samples, results.metrics.class_names, alpha, beta)
     yield "perturbed", "Perturbed images", caption, alt, figure
 
@@ -183,12 +183,9 @@ def _html(
     analysis: Analysis | None,
     analysed: Sequence[Picture],
 ) -> str:
-    from jinja2 import Environment, StrictUndefined
-
     metrics = results.metrics
-    source = files("megu_dist.report").joinpath("template.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(
+    return render_page(
+        files("megu_dist.report").joinpath("template.html.j2").read_text(encoding="utf-8"),
         metrics=metrics,
         forgotten=wording.forgotten_name(metrics),
         verdict=wording.verdict(metrics),
@@ -204,6 +201,16 @@ def _html(
         settings=public_settings(results.config_text),
         facts=_facts(results),
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page of the template, with the style that all pages share as ``css``; every value is escaped."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    css = Markup(files("megu_dist.report").joinpath("page.css").read_text(encoding="utf-8"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(css=css, **values)
 
 
 def _summary_rows(metrics: RunMetrics) -> list[tuple[Metric, list[str]]]:

@@ -49,7 +49,7 @@ def load_samples(files: Sequence[Path], count: int) -> list[PerturbedSample]:
             first += size
     except (ArrowException, OSError, KeyError, ValueError) as error:
         folder = files[0].parent
-        raise UserError(f"{folder} does not hold readable perturbed images: run `megu unlearn` again.") from error
+        raise UserError(f"{folder} does not hold readable perturbed images: run `megu unlearn` again") from error
     return samples
 
 
@@ -67,7 +67,8 @@ def _read_rows(file: Any, rows: list[int]) -> list[PerturbedSample]:
         size = file.metadata.row_group(group).num_rows
         inside = [row - first for row in rows if first <= row < first + size]
         if inside:
-            table = file.read_row_group(group, columns=COLUMNS).take(inside)
+            have = [name for name in COLUMNS if name in file.schema_arrow.names]
+            table = file.read_row_group(group, columns=have).take(inside)
             samples += [_sample(record, meta) for record in table.to_pylist()]
         first += size
     return samples
@@ -81,13 +82,13 @@ def _sample(record: dict[str, Any], meta: dict[str, Any]) -> PerturbedSample:
             return np.zeros((shape[1], shape[2], shape[0]))
         return np.frombuffer(data, dtype=dtype).reshape(shape).transpose(1, 2, 0) * unit
 
-    labels, draws = record["perturbing_label"] or [record["label"]], record["noise_pos"] or [None]
+    labels, draws = record["perturbing_label"] or [record["label"]], record.get("noise_pos") or [None]
     return PerturbedSample(
         id=str(record["id"]),
         label=int(record["label"]),
         perturbing_label=int(labels[0]),
         image=pixels(record["image"], np.uint8, 1 / 255),
         noise_pos=pixels(draws[0], np.int8, scale),
-        noise_neg=pixels(record["noise_neg"], np.int8, scale),
+        noise_neg=pixels(record.get("noise_neg"), np.int8, scale),
         epsilon=float(meta.get("epsilon") or scale * 127),
     )

@@ -39,7 +39,7 @@ def per_class(results: RunResults) -> PerClass | None:
     classes, apart = len(metrics.class_names), metrics.scenario == "subclass"
     accuracy: dict[str, np.ndarray] = {}
     for model in (name for name in MODELS if name in results.predictions):
-        rows = results.predictions[model].select("retain_test", "forget_test")
+        rows = results.predictions[model].select("retain_test", "forget_test", "already_test")
         group = np.where(rows.part == "forget_test", classes, rows.label) if apart else rows.label
         hits = np.bincount(group, weights=rows.prediction == rows.label, minlength=classes + 1)
         totals = np.bincount(group, minlength=classes + 1)

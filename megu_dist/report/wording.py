@@ -34,6 +34,13 @@ MODEL_METRICS = (
     Metric("acc_retain_train", "Accuracy, retained, training", UP, "share right among retained training images"),
     Metric("acc_forget_train", "Accuracy, forgotten, training", ALIKE, "share right among the forgotten images"),
     Metric(
+        "acc_already_test",
+        "Accuracy, forgotten earlier, test",
+        DOWN,
+        "share right among test images of classes that earlier requests forgot",
+    ),
+    Metric("acc_already_train", "Accuracy, forgotten earlier, training", DOWN, "the same among training images"),
+    Metric(
         "mia",
         "Membership inference (MIA)",
         ALIKE,
@@ -58,6 +65,8 @@ MODEL_METRICS = (
     Metric("relearn_reached", "Relearned", "", "1 where they were known again before evaluate.relearn_epochs"),
     Metric("loss_retain_test", "Loss, retained, test", DOWN, "mean cross-entropy on retained test images"),
     Metric("loss_forget_test", "Loss, forgotten, test", ALIKE, "mean cross-entropy on forgotten test images"),
+    Metric("loss_already_test", "Loss, forgotten earlier, test", ALIKE, "mean cross-entropy on the same test images"),
+    Metric("loss_already_train", "Loss, forgotten earlier, training", ALIKE, "the same on training images"),
     Metric("loss_retain_train", "Loss, retained, training", DOWN, "mean cross-entropy on retained training images"),
     Metric("loss_forget_train", "Loss, forgotten, training", ALIKE, "mean cross-entropy on the forgotten images"),
 )
@@ -87,7 +96,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def model_metrics(metrics: RunMetrics) -> list[Metric]:
     """Metrics measured on at least one model, the well-known first."""
     present = {key for values in metrics.models.values() for key, value in values.items() if value is not None}
-    always = {metric.key for metric in MODEL_METRICS if metric.key.startswith("acc_") or metric.key == "mia"}
+    always = {f"acc_{part}_{split}" for part in ("retain", "forget") for split in ("train", "test")} | {"mia"}
     chosen = [_directed(metric, metrics) for metric in MODEL_METRICS if metric.key in present | always]
     return chosen + _unknown(present, MODEL_METRICS)
 

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import math
 
-import pytest
-
-from megu_dist.benchmark.search import objective, trials
+from megu_dist.benchmark.search import trials
 from megu_dist.config.registry import components
 
 SPACE = {"a": ("log", 0.001, 0.1), "b": ("uniform", -1.0, 1.0), "c": ("choice", "x", "y"), "d": ("int", 2, 5)}
@@ -43,27 +41,3 @@ def test_every_method_declares_a_space_of_keys_that_exist() -> None:
     for name, component in components("method").items():
         assert name == "retrain" or component.target.search, name
         assert set(component.target.search) <= set(known), name
-
-
-ORIGINAL = {"acc_retain_test": 0.9, "acc_forget_train": 1.0, "acc_forget_test": 0.9}
-
-
-@pytest.mark.parametrize(
-    ("after", "scenario", "expected"),
-    [
-        ({"acc_retain_test": 0.9, "acc_forget_train": 0.0, "acc_forget_test": 0.0, "mia_loss_auc": 0.5}, "class", 1.0),
-        (
-            {"acc_retain_test": 0.95, "acc_forget_train": 0.0, "acc_forget_test": 0.0},
-            "class",
-            1.0,
-        ),  # better is not worse
-        ({"acc_retain_test": 0.8, "acc_forget_train": 0.0, "acc_forget_test": 0.0}, "class", 0.9),
-        ({"acc_retain_test": 0.9, "acc_forget_train": 0.0, "acc_forget_test": 0.2}, "class", 0.8),
-        ({"acc_retain_test": 0.9, "acc_forget_train": 0.9, "mia_loss_auc": 0.5}, "random", 1.0),
-        ({"acc_retain_test": 0.9, "acc_forget_train": 0.5, "mia_loss_auc": 0.5}, "random", 0.6),  # forgotten too much
-        ({"acc_retain_test": 0.9, "acc_forget_train": 0.9, "mia_loss_auc": 0.7}, "random", 0.6),
-        ({"acc_retain_test": 0.9, "acc_forget_train": 0.6, "acc_forget_test": 0.6}, "subclass", 1.0),
-    ],
-)
-def test_objective(after: dict[str, float], scenario: str, expected: float) -> None:
-    assert objective({"original": ORIGINAL, "unlearned": after}, scenario) == pytest.approx(expected)

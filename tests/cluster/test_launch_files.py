@@ -129,7 +129,7 @@ def test_the_jobs_words_are_settings_that_megu_takes() -> None:
     verb, *settings = words[words.index("--") + 1 :]
     composed = load(settings, VERBS[verb].defaults)
     check(composed.settings)
-    assert settle(composed.settings, None) == ([], {})  # every path is one that all nodes have
+    assert settle(composed.settings, None, "unlearn") == ([], {})  # every path is one that all nodes have
     gpus = ray_clusters()["rayjob.yaml RayJob"]["workerGroupSpecs"][0]["maxReplicas"]
     assert composed.settings.train.num_workers <= gpus
 

@@ -11,7 +11,7 @@ from image_samples import parquet, write_hf
 
 from megu_dist.config.schema import ForgetSettings
 from megu_dist.data.base import Source
-from megu_dist.data.split import Split, make_split
+from megu_dist.data.split import Gone, Split, make_split
 from megu_dist.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -23,9 +23,11 @@ def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr("megu_dist.data.split.SMALL", 0)
 
 
-def split(source: Source, classes: list[int] | None = None, seed: int = 0, **request: Any) -> Split:
+def split(
+    source: Source, classes: list[int] | None = None, seed: int = 0, gone: Gone | None = None, **request: Any
+) -> Split:
     done: list[int] = []
-    found = make_split(source, ForgetSettings(**request), classes or [], seed, done.append)
+    found = make_split(source, ForgetSettings(**request), classes or [], seed, done.append, gone or Gone())
     assert done[-1] == source.num_rows("train")
     return found
 
@@ -73,3 +75,29 @@ def test_a_class_without_images(tmp_path: Path) -> None:
     write_hf(tmp_path / "train.parquet", range(6), names=["cat", "dog", "frog", "deer"])
     with pytest.raises(UserError, match=r"forget set is empty: no training image of 'deer' among 6"):
         make_split(parquet(tmp_path / "train.parquet"), ForgetSettings(), [3], 0, lambda done: None)
+
+
+def labels_of(source: Source) -> np.ndarray:
+    return np.concatenate([source.index(piece)["label"].to_numpy() for piece in source.pieces("train")])
+
+
+def test_what_was_forgotten_before(digits: Source, tmp_path: Path) -> None:
+    """It is neither forgotten again nor retained, and need not be in the data any more."""
+    labels = labels_of(digits)
+    threes, eights = np.flatnonzero(labels == 3), np.flatnonzero(labels == 8)
+    gone = Gone((8,), frozenset([f"train/{threes[0]:08d}", "train/removed-since"]))
+    found = split(digits, [3], gone=gone)
+    assert found.rows.tolist() == threes[1:].tolist()
+    assert found.already["row"].to_pylist() == sorted([threes[0], *eights])
+    assert set(found.already["label"].to_pylist()) == {3, 8}
+    assert found.left_out.tolist() == sorted([*threes, *eights])
+    assert int(found.class_counts.sum()) == digits.num_rows("train")
+    some = split(digits, gone=gone, scenario="random", count=700)
+    assert len(some.rows) == 700
+    assert not np.isin(some.rows, found.already["row"].to_numpy()).any()
+    file = tmp_path / "ids.txt"
+    file.write_text(f"train/{threes[1]:08d}\ntrain/{eights[1]:08d}\n")
+    with pytest.raises(UserError, match=f"'train/{eights[1]:08d}' was forgotten before"):
+        split(digits, gone=gone, scenario="ids", ids_file=str(file))
+    with pytest.raises(UserError, match="the rest of the training set"):
+        split(digits, [3], gone=Gone(tuple(label for label in range(10) if label != 3)))

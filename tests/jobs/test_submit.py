@@ -90,6 +90,7 @@ def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
         ([*REQUEST, "--entrypoint-resources", "head"], "NAME=AMOUNT"),
         ([*REQUEST, "data.path=s3://AKIA:abc@bucket/x"], "data.path: holds a password"),
         (["benchmark", "experiment=benchmark_digits", "run.dir=/s"], "benchmark.runners=0"),
+        (["sweep", "experiment=sensitivity_noise", "model.path=/s/m", "run.dir=/s"], "how many trials may run"),
     ],
 )
 def test_bad_requests_are_refused_here(refused: Callable[..., str], words: list[str], part: str) -> None:

@@ -9,7 +9,9 @@ import pytest
 
 from megu_dist.metrics.base import PARTS, Parts, Predictions, compute
 
-SIZES = {"retain_train": 400, "forget_train": 300, "retain_test": 200, "forget_test": 50}
+SIZES = {
+    "retain_train": 400, "forget_train": 300, "retain_test": 200, "forget_test": 50, "already_train": 60, "already_test": 30,
+}  # fmt: skip
 
 
 def predictions(probs: np.ndarray, label: np.ndarray) -> Predictions:
@@ -57,6 +59,20 @@ def test_accuracy_and_loss_by_hand() -> None:
     assert set(found) == {"acc_forget_test", "loss_forget_test"}  # no images, no number
 
 
+def test_masked_accuracy_leaves_forgotten_classes_out_of_the_choice() -> None:
+    """Class 2 is forgotten: of three retained images, one is right as it is, another once class 2 cannot be chosen."""
+    kept = predictions(np.array([[0.7, 0.2, 0.1], [0.1, 0.4, 0.5], [0.1, 0.4, 0.5]]), np.array([0, 1, 0]))
+    gone = predictions(np.array([[0.1, 0.1, 0.8]]), np.array([2]))
+    found = compute({"original": {"retain_test": kept, "forget_test": gone}}, 0)[0]["original"]
+    assert found["acc_retain_test"] == pytest.approx(1 / 3)
+    assert found["acc_retain_test_masked"] == pytest.approx(2 / 3)
+    mixed = predictions(np.array([[0.1, 0.1, 0.8]]), np.array([1]))  # an image of a class that stays
+    assert (
+        "acc_retain_test_masked"
+        not in compute({"original": {"retain_test": kept, "forget_test": mixed}}, 0)[0]["original"]
+    )
+
+
 def test_divergence_and_distance_by_hand() -> None:
     ours, reference = constant([0.5, 0.25, 0.25]), constant([0.8, 0.1, 0.1])
     _, versus = compute({"unlearned": ours, "retrained": reference}, 0)
@@ -89,8 +105,8 @@ def accurate(part: str, accuracy: float) -> Predictions:
 
 
 def test_tug_of_war_by_hand() -> None:
-    ours = {part: accurate(part, value) for part, value in zip(PARTS, (0.9, 0.2, 0.8, 0.1), strict=True)}
-    reference = {part: accurate(part, value) for part, value in zip(PARTS, (0.95, 0.0, 0.85, 0.0), strict=True)}
+    ours = {part: accurate(part, value) for part, value in zip(PARTS[:4], (0.9, 0.2, 0.8, 0.1), strict=True)}
+    reference = {part: accurate(part, value) for part, value in zip(PARTS[:4], (0.95, 0.0, 0.85, 0.0), strict=True)}
     models, versus = compute({"unlearned": ours, "retrained": reference}, 0)
     assert versus is not None
     assert versus["tow"] == pytest.approx(0.8 * 0.95 * 0.95)

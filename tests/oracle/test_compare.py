@@ -85,7 +85,7 @@ def test_only_what_both_rated_is_compared() -> None:
 
 @pytest.mark.parametrize("other", [opinion({"z": [1, 2, 3, 4, 5]}), opinion({"a": [1, 2, 3]}, ["a", "b", "x"])])
 def test_nothing_to_compare(other: Opinion) -> None:
-    with pytest.raises(UserError, match="nothing to compare"):
+    with pytest.raises(UserError, match="in common"):
         compare.compare(opinion({"a": [NAN, 1, 2, 3, 4]}), other)
 
 

@@ -167,3 +167,9 @@ def test_filling_ten_rows_of_a_thousand_takes_twenty_seconds_with_start_up(thous
     assert done.returncode == 0, done.stderr
     assert "pairs 9990" in done.stdout
     assert seconds <= 20
+
+
+def test_classes_that_are_gone_are_no_candidates() -> None:
+    score = np.array([[0.0, 9.0, 8.0, 7.0, 6.0]])
+    assert shortlist.candidates(2, [0], 5, [score], gone=[1]) == [[2, 3]]
+    assert shortlist.candidates(0, [0], 5, [score], gone=[1]) == [[2, 3, 4]]

@@ -66,3 +66,12 @@ def test_what_was_not_rated_shares_the_tail() -> None:
 def test_a_row_without_any_rating_is_uniform() -> None:
     t = from_ratings(np.array([[10.0, np.nan, np.nan]]), [0], 1.0, True, tail_mass=0.1)
     np.testing.assert_allclose(t, [[0, 0.5, 0.5]])
+
+
+def test_nothing_is_likened_to_a_class_that_is_gone() -> None:
+    t = from_ratings(RATINGS.copy(), [0, 1], 1.0, True, gone=[3])
+    assert (t[:, 3] == 0).all()
+    np.testing.assert_allclose(t.sum(1), 1)
+    some = np.array([[10.0, np.nan, 3.0, np.nan]])
+    t = from_ratings(some, [0], 1.0, True, tail_mass=0.1, gone=[3])
+    np.testing.assert_allclose(t, [[0, 0.1, 0.9, 0]])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megu_dist.config.schema import PerturbSettings
+from megu_dist.data import stream
 from megu_dist.data.base import Source
 from megu_dist.data.perturbed import PerturbedStore
 from megu_dist.models.checkpoint import open_checkpoint
@@ -37,7 +38,7 @@ def stores(
     for actors in (1, 2):
         out = tmp_path_factory.mktemp(f"perturbed-{actors}")
         done: list[int] = []
-        settings = PerturbSettings(draws=2, epsilon=EPSILON, batch_size=64)
+        settings = PerturbSettings(draws=2, epsilon=EPSILON, batch_size=64, noise="both")
         checkpoint = open_checkpoint(str(digits_model))
         info = perturb(digits, rows, checkpoint, transition, FORGOTTEN, settings, 0, actors, out, done.append)
         assert info == {"images": len(rows)}
@@ -80,6 +81,26 @@ def test_noise_does_what_it_is_for(stores: list[PerturbedStore], digits_model: P
     lowered = probability(0, 1, "label") < probability(0, 0, "label")
     assert raised.float().mean() > 0.97
     assert lowered.float().mean() > 0.97
+
+
+@pytest.mark.parametrize("noise", ["none", "positive", "negative"])
+def test_only_the_noise_asked_for_is_made(
+    noise: str, stores: list[PerturbedStore], digits: Source, digits_model: Path, rows: np.ndarray, tmp_path: Path
+) -> None:
+    """Labels and what noise is made are those of the run with both."""
+    settings = PerturbSettings(draws=2, epsilon=EPSILON, batch_size=64, noise=noise)
+    checkpoint, transition = open_checkpoint(str(digits_model)), Transition(np.full((2, 10), 0.1), (3, 8))
+    with stream.in_this_process():
+        perturb(digits, rows, checkpoint, transition, FORGOTTEN, settings, 0, 1, tmp_path / "p", lambda _: None)
+    store = PerturbedStore(tmp_path / "p")
+    made = {"none": (), "positive": ("noise_pos",), "negative": ("noise_neg",)}[noise]
+    assert store.noise == made
+    for draw in range(2):
+        one, both = (found.gather(np.arange(len(found)), draw) for found in (store, stores[0]))
+        assert set(both) - set(one) == {"noise_pos", "noise_neg"} - set(made)
+        assert np.array_equal(one["perturbing_label"], both["perturbing_label"])
+        for name in made:
+            assert (one[name] != both[name]).mean() < 0.001
 
 
 def test_the_number_of_actors_does_not_matter(stores: list[PerturbedStore]) -> None:

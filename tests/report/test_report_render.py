@@ -125,7 +125,7 @@ def test_compared_runs(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 def test_floor_column(make_run: MakeRun, tmp_path: Path) -> None:
-    html, _ = report(make_run(changes={"floor": {"kl_forget": 0.271}}), tmp_path, images=1)
+    html, _ = report(make_run(changes={"versus_floor": {"kl_forget": 0.271}}), tmp_path, images=1)
     assert "second retrained" in html
     assert "0.271" in html
 

@@ -112,9 +112,14 @@ def _read_split(files: dict[str, str], prefix: str) -> tuple[np.ndarray, np.ndar
     image_file, label_file = files[f"{prefix}-{IMAGES}"], files[f"{prefix}-{LABELS}"]
     images, labels = read_idx(image_file, 3), read_idx(label_file, 1).astype(np.int64)
     if len(images) != len(labels):
-        raise UserError(f"{image_file} holds {len(images)} images, but {label_file} {len(labels)} labels")
+        raise UserError(
+            f"{image_file} holds {len(images)} images, but {label_file} {len(labels)} labels; fetch both again"
+        )
     if len(labels) and labels.max() >= len(CLASSES):
-        raise UserError(f"{label_file} holds label {labels.max()}; Fashion-MNIST has labels 0 … {len(CLASSES) - 1}")
+        raise UserError(
+            f"{label_file} holds label {labels.max()}; Fashion-MNIST has labels 0 … {len(CLASSES) - 1}; fetch "
+            "it again, or use another data="
+        )
     return images, labels
 
 

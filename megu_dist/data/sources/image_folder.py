@@ -26,7 +26,7 @@ SPLIT_FOLDERS = {"train": "train", "test": "test", "val": "validation", "validat
 class ImageFolderSettings(SourceSettings):
     """Which files are images."""
 
-    extensions: list[str] = field(
+    extensions: list[str] = field(  # of files that are images
         default_factory=lambda: ["jpg", "jpeg", "png", "bmp", "gif", "webp", "ppm", "tif", "tiff"]
     )
 
@@ -56,7 +56,10 @@ class ImageFolderSource(Source):
         if test is not None:
             splits["test"] = test
         if not splits["train"].names:
-            raise UserError(f"data.test_path takes every image of data.path={settings.path}: none is left to train on")
+            raise UserError(
+                f"data.test_path takes every image of data.path={settings.path}: none is left to train on; "
+                "give other folders"
+            )
         depth = {split: 1 if _has_split_folders(files) and found is not test else 0 for split, found in splits.items()}
         self._class_names = _classes(splits["train"], depth["train"])
         self._images = {
@@ -114,7 +117,7 @@ class ImageFolderSource(Source):
             try:
                 return read_bytes(images.root, path)
             except OSError as error:
-                raise UserError(f"cannot read image {path}: {error}") from error
+                raise UserError(f"cannot read image {path}: {error}; mend it, or set data.max_bad_fraction") from error
 
         wanted = np.unique(rows).tolist()
         content = dict(zip(wanted, thread_map(read, wanted), strict=True))
@@ -147,7 +150,8 @@ def _classes(files: FileSet, depth: int) -> list[str]:
     names = sorted({parts[depth] for name in files.names if len(parts := name.split("/")) > depth + 1})
     if not names:
         raise UserError(
-            f"{files.root} holds images but no class folders: expected train/<class>/image.jpg or <class>/image.jpg"
+            f"{files.root} holds images but no class folders: make one folder per class, as in "
+            "train/<class>/image.jpg or <class>/image.jpg"
         )
     return names
 

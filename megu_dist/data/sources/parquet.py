@@ -33,8 +33,8 @@ SUFFIXES = (".parquet", ".pq")
 class ParquetSettings(SourceSettings):
     """Columns and class names; whatever is not given is found by type and name."""
 
-    image_column: str | None = None
-    label_column: str | None = None
+    image_column: str | None = None  # none: the column that holds images
+    label_column: str | None = None  # none: the column of classes, or of whole numbers by a usual name
     id_column: str | None = None  # none: ids are split/row number
     class_names_file: str | None = None  # text, one name per line, or a JSON list
     coarse_column: str | None = None  # column of coarse labels, which models then learn (see data/coarse.py)
@@ -71,7 +71,7 @@ class ParquetSource(Source):
             split: _read_layout(files[split], self._columns, first_file) for split in SPLITS if split in files
         }
         if not self.num_rows("train"):
-            raise UserError(f"no rows in {files['train'].root}")
+            raise UserError(f"no rows in {files['train'].root}; give files that hold training images as data.path")
         # What the user states goes before what the files state.
         stated = read_class_names(settings.class_names_file) if settings.class_names_file else self._columns.names
         self._class_names = stated or self._scan_class_names()
@@ -171,7 +171,10 @@ class ParquetSource(Source):
         ids = as_text(table.column(self._columns.id))
         if ids.null_count:
             bad = int(np.flatnonzero(ids.is_null().to_numpy())[0])
-            raise UserError(f"row {in_file[bad]} of {path} has no id in column {self._columns.id!r}")
+            raise UserError(
+                f"row {in_file[bad]} of {path} has no id in column {self._columns.id!r}; each row must have "
+                "one (or leave data.id_column out)"
+            )
         return ids
 
     def _labels(self, column: Any, path: str, in_file: np.ndarray) -> Any:
@@ -236,7 +239,9 @@ def _footer(root: str, path: str, size: int, mtime: int) -> Any:
         with filesystem(root)[0].open_input_file(path) as handle:
             return pq.read_metadata(handle)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} as Parquet: {error}") from error
+        raise UserError(
+            f"cannot read {path} as Parquet: {error}; give whole Parquet files, or use another data="
+        ) from error
 
 
 def _footer_of(files: FileSet, number: int) -> Any:
@@ -251,7 +256,9 @@ def _read_columns(files: FileSet, number: int, part: int, columns: list[str]) ->
             file = pq.ParquetFile(handle, metadata=footer)
             return file.read_row_group(part, columns=list(dict.fromkeys(columns)), use_threads=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read row group {part} of {path}: {error}") from error
+        raise UserError(
+            f"cannot read row group {part} of {path}: {error}; the file is damaged: fetch or write it again"
+        ) from error
 
 
 def _distinct(files: FileSet, number: int, columns: Columns) -> set[Any]:

@@ -73,7 +73,9 @@ class WebDatasetSource(Source):
             prefix = "test/" if split == "test" and settings.test_path else ""
             self._layouts[split], labels[split] = self._read_layout(files[split], prefix)
         if not self.num_rows("train"):
-            raise UserError(f"no samples in the shards of {settings.path}")
+            raise UserError(
+                f"no samples in the shards of {settings.path}; give shards with training images as data.path"
+            )
         stated = _stated_names(settings.class_names_file, files["train"])
         self._class_names, self._by_name = _classes(labels, stated)
         self._check_labels(labels)
@@ -190,10 +192,11 @@ class WebDatasetSource(Source):
         try:
             data = _handle(_shard(files, shard, None)).read_at(high - low, low)
         except OSError as error:
-            raise UserError(f"cannot read {files.path(shard)}: {error}") from error
+            raise UserError(f"cannot read {files.path(shard)}: {error}; check the path and who may read it") from error
         if len(data) != high - low:
             raise UserError(
-                f"{files.path(shard)} ends at byte {low + len(data):,}: it was cut short after it was indexed"
+                f"{files.path(shard)} ends at byte {low + len(data):,}: it was cut short after it was indexed; "
+                "fetch or write it again"
             )
         return [data[start : start + size] for start, size in zip(offsets - low, sizes, strict=True)]
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class DdpSettings(EngineSettings):
-    """Gradients are averaged in buckets of ``bucket_mb``."""
+    """How gradients travel."""
 
-    bucket_mb: int = 25
+    bucket_mb: int = 25  # gradients are averaged in buckets of so many MiB
 
 
 @register("engine", "ddp", DdpSettings)

@@ -20,13 +20,10 @@ TAG = "state"
 
 @dataclass(kw_only=True)
 class DeepSpeedSettings(EngineSettings):
-    """``zero_stage``: 0 nothing is sharded, 1 optimiser state, 2 + gradients, 3 + parameters.
+    """What is sharded over the workers, and what is kept in the CPU's memory."""
 
-    ``offload`` keeps the optimiser's state (stages 1 to 3), or the parameters as well (stage 3), in the CPU's memory.
-    """
-
-    zero_stage: int = 0
-    offload: str = "none"  # none | optimizer | parameters
+    zero_stage: int = 0  # sharded over workers: 0 nothing | 1 optimiser state | 2 + gradients | 3 + parameters
+    offload: str = "none"  # to the CPU's memory: none | optimizer (stages 1 to 3) | parameters (as well; stage 3)
 
 
 def disable_compiled_ops() -> None:

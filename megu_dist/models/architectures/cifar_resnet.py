@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 class CifarResNetSettings(ModelSettings):
     """See :class:`megu_dist.models.cifar_resnet_config.CifarResNetConfig`."""
 
-    width: int = 64
-    stage_blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
-    stem_stride: int = 1
-    num_channels: int = 3
-    image_size: int = 32
-    mean: list[float] = field(default_factory=lambda: [0.5])
-    std: list[float] = field(default_factory=lambda: [0.25])
+    width: int = 64  # channels of the first stage; each next stage has twice as many
+    stage_blocks: list[int] = field(default_factory=lambda: [2, 2, 2, 2])  # basic blocks per stage
+    stem_stride: int = 1  # 2 halves the resolution at once: about three times faster on a CPU
+    num_channels: int = 3  # 1: images are turned gray
+    image_size: int = 32  # pixels; images are resized to it
+    mean: list[float] = field(default_factory=lambda: [0.5])  # of pixel values, for all channels or for each
+    std: list[float] = field(default_factory=lambda: [0.25])  # likewise
 
 
 @register("model", "cifar_resnet", CifarResNetSettings)

@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class TransformersSettings(ModelSettings):
-    """``config`` holds arguments of the architecture's own configuration class (hidden_size, depths, …)."""
+    """``path`` alone is enough for a trained model; the rest describes one that is to be trained."""
 
     model_type: str | None = None  # vit, resnet, convnext, swin, …
-    config: dict[str, Any] = field(default_factory=dict)
-    num_channels: int = 3
-    image_size: int = 224
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    config: dict[str, Any] = field(
+        default_factory=dict
+    )  # arguments of the architecture's own configuration class (hidden_size, depths, …)
+    num_channels: int = 3  # 1: images are turned gray
+    image_size: int = 224  # pixels; images are resized to it
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # of pixel values, for each channel
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])  # likewise
 
 
 @register("model", "transformers", TransformersSettings)

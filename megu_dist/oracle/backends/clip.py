@@ -25,11 +25,11 @@ NEUTRAL = "a photo"
 
 @dataclass(kw_only=True)
 class ClipSettings(OracleSettings):
-    """``image_weight``: share of the image–text similarity where there are images; the rest is text–text."""
+    """Which model, and how names and images are weighed."""
 
-    path: str | None = None
-    template: str = "a photo of a {}"
-    image_weight: float = 0.5
+    path: str | None = None  # folder or hub id of a CLIP or SigLIP model
+    template: str = "a photo of a {}"  # the phrase that a class name is put into
+    image_weight: float = 0.5  # share of the image–text similarity where there are images; the rest is text–text
     images: int = 4
     pairs_per_request: int = 32
 

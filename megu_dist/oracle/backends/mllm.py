@@ -32,14 +32,14 @@ SHADES = ((128, 128), (0, 255))
 
 @dataclass(kw_only=True)
 class MllmSettings(OracleSettings):
-    """``prior`` is the weight of the neutral-pair correction; quantisation is the model folder's own."""
+    """Which model, and how it is asked; quantisation is the model folder's own."""
 
     path: str | None = None  # folder or hub id
     revision: str | None = None  # of a hub id
     dtype: str = "auto"  # auto: as stored | float32 | bfloat16 | float16
     device_map: str | None = None  # "auto" spreads a large model over the replica's GPUs (needs accelerate)
-    trust_remote_code: bool = False
-    prior: float = 0.5
+    trust_remote_code: bool = False  # run code that comes with the model
+    prior: float = 0.5  # weight of the neutral-pair correction
     min_mass: float = 0.01  # probability that must lie on digits; below, the pair has no answer
     reuse_prefix: bool = True  # key-value cache of the shared prompt, where the model gives the same scores with it
     images: int = 2

@@ -38,15 +38,17 @@ class _Refused(Exception):
 
 @dataclass(kw_only=True)
 class OpenAISettings(OracleSettings):
-    """``mode``: logprobs (expectation over one-digit answers), json (strict JSON answer), auto (logprobs where offered)."""
+    """Which endpoint, and how it is asked."""
 
-    model: str | None = None
-    base_url: str = DEFAULT_URL
-    api_key_env: str = "OPENAI_API_KEY"
-    mode: str = "auto"
+    model: str | None = None  # name of the model at the endpoint
+    base_url: str = DEFAULT_URL  # of the endpoint
+    api_key_env: str = "OPENAI_API_KEY"  # the variable that holds the key; the key itself is never a setting
+    mode: str = (
+        "auto"  # logprobs: expectation over one-digit answers | json: strict JSON answer | auto: logprobs where offered
+    )
     concurrency: int = 8  # requests open at the endpoint, per replica
     retries: int = 5  # of a request that failed, was limited or stalled; exponential back-off with jitter
-    request_timeout_s: float = 60.0
+    request_timeout_s: float = 60.0  # for one request at the endpoint
     attempts: int = 3  # at an answer that can be read
     images: int = 2
     shortlist: int = 32
@@ -80,7 +82,7 @@ class OpenAIOracle:
     def about(cls, settings: OpenAISettings) -> About:
         """Model and host; both answer forms are part of the prompt's hash."""
         if importlib.util.find_spec("openai") is None:
-            raise UserError("oracle=openai needs the package openai: pip install 'megu-dist[oracle]'")
+            raise UserError("`oracle=openai` needs the package openai: pip install 'megu-dist[oracle]'")
         if not settings.model:
             raise UserError("oracle.model is not set: name the model that the endpoint serves")
         if settings.mode not in MODES:
@@ -88,7 +90,8 @@ class OpenAIOracle:
         url = _address(settings.base_url)
         if not re.fullmatch(r"[A-Za-z_]\w*", settings.api_key_env, re.ASCII):
             raise UserError(
-                "oracle.api_key_env must be the name of an environment variable that holds the key, as in OPENAI_API_KEY; "
+                "oracle.api_key_env must be the name of an environment variable that holds the key, as in "
+                "OPENAI_API_KEY; "
                 "never the key itself"
             )
         held = 2 * max(1, settings.max_batch_size // settings.pairs_per_request) * settings.pairs_per_request
@@ -116,7 +119,8 @@ class OpenAIOracle:
         return Rating(float("nan"), *spent)
 
     async def _attempt(self, pair: Pair, spent: list[int], attempt: int) -> float | None:
-        """One answer. In ``auto``, JSON where there are no log-probabilities, or where the first ones were no digits."""
+        """One answer. In ``auto``, JSON where there are no log-probabilities, or where the first ones were no "
+        "digits."""
         auto = self.settings.mode == "auto"
         if self.logprobs and not (auto and attempt):
             value = await self._by_digit(pair, spent)
@@ -169,7 +173,9 @@ class OpenAIOracle:
             return _strict(reply)
         if self.answered:
             return None
-        raise UserError(f"{self._where} refuses every question: {reason}")
+        raise UserError(
+            f"{self._where} refuses every question: {reason}; use another oracle.model, or fewer oracle.images"
+        )
 
     @property
     def _where(self) -> str:
@@ -186,7 +192,10 @@ class OpenAIOracle:
         try:
             reply = await self.client.chat.completions.create(model=str(self.settings.model), messages=messages, **form)
         except APIConnectionError as error:  # timeouts, too
-            raise UserError(f"{self._where} did not answer {tries} times: {error}") from None
+            raise UserError(
+                f"{self._where} did not answer {tries} times: {error}; check oracle.base_url, or set "
+                "oracle.request_timeout_s higher"
+            ) from None
         except APIStatusError as error:
             raise self._status(error.status_code, self._told(error), tries) from None
         except ValueError:  # a body that is no JSON at all
@@ -205,11 +214,17 @@ class OpenAIOracle:
         if status in (401, 403):
             variable = f"the environment variable {self.settings.api_key_env}"
             what = f"refused the key in {variable}" if self.key else f"wants a key, and {variable} is not set"
-            return UserError(f"{self._where} {what}")
+            return UserError(f"{self._where} {what}: export one that the endpoint takes")
         if status == 404:
-            return UserError(f"{self._where}: the endpoint knows no such model or path")
+            return UserError(
+                f"{self._where}: the endpoint knows no such model or path; check oracle.model and "
+                "oracle.base_url (most end in /v1)"
+            )
         often = f" {tries} times" if status in (408, 409, 429) or status >= 500 else ""
-        return UserError(f"{self._where} answered with status {status}{often}: {told}")
+        return UserError(
+            f"{self._where} answered with status {status}{often}: {told}; what was rated is kept, run the same "
+            "command again"
+        )
 
     def _told(self, error: Any) -> str:
         """What the endpoint says about it, in short; it may quote the question's images, or the key."""
