@@ -139,7 +139,7 @@ def test_fewer_workers_start_where_no_more_can_be_placed(digits: Source, tmp_pat
             ["train.num_cpus=8"],
             r"train\.num_workers=1 with train\.num_cpus=8 leaves 0 of the cluster's 8 CPUs to the tasks",
         ),
-        (["train.num_workers=15", "train.num_cpus=0.5"], r"leaves 0\.5 of .* which need 1: lower one of the two"),
+        (["train.num_workers=15", "train.num_cpus=0.5"], r"leaves 0\.5 of .* which need 1; set one of the two lower"),
     ],
 )
 def test_groups_that_could_never_train_are_refused(words: list[str], told: str) -> None:
