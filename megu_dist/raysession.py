@@ -43,8 +43,7 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    worker_env = {"env_vars": worker_environment()}
     # Ray asks of every object that it sends whether it is a tensor, as soon as it finds torch among the modules: a torch
     # that is half imported then is an error. So it is imported while Ray starts, and waited for.
     torch_imported = threading.Thread(target=_import, args=("torch",), daemon=True)
@@ -52,7 +51,6 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
     run, train = settings.run, settings.train
     on_sigterm = signal.getsignal(signal.SIGTERM)
     address = run.address or os.environ.get("RAY_ADDRESS")
-    worker_env = {"env_vars": {k: os.environ[k] for k in ENVIRONMENT if not k.startswith("RAY_")}}
     if address:
         try:
             ray.init(address=address, log_to_driver=True, runtime_env=worker_env, logging_level="warning")
@@ -86,6 +84,13 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
         ray.shutdown()
         os.environ.pop(LOCAL_TASKS, None)
         scratch.sweep()  # of workers that were killed
+
+
+def worker_environment() -> dict[str, str]:
+    """Sets :data:`ENVIRONMENT` here, where the user has not, and returns what the workers get of it."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    return {name: os.environ[name] for name in ENVIRONMENT if not name.startswith("RAY_")}
 
 
 def _import(*names: str) -> None:

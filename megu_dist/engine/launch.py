@@ -103,7 +103,7 @@ def check_workers(train: TrainSettings) -> int | tuple[int, int]:
     if (left := have["CPU"] - least * train.num_cpus) < READERS:
         raise UserError(
             f"{key}={least} with train.num_cpus={train.num_cpus:g} leaves {left:g} of the cluster's {have['CPU']:g} CPUs to "
-            f"the tasks that read images, which need {READERS:g}: lower one of the two"
+            f"the tasks that read images, which need {READERS:g}; set one of the two lower"
         )
     return (least, train.num_workers) if train.elastic else least
 

@@ -17,6 +17,7 @@ from megu_dist.data.base import Source
 from megu_dist.engine.launch import check_workers, fit
 from megu_dist.engine.worker import TrainJob
 from megu_dist.errors import UserError
+from megu_dist.raysession import worker_environment
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 COMMON = [
@@ -138,7 +139,7 @@ def test_fewer_workers_start_where_no_more_can_be_placed(digits: Source, tmp_pat
             ["train.num_cpus=8"],
             r"train\.num_workers=1 with train\.num_cpus=8 leaves 0 of the cluster's 8 CPUs to the tasks",
         ),
-        (["train.num_workers=15", "train.num_cpus=0.5"], r"leaves 0\.5 of .* which need 1: lower one of the two"),
+        (["train.num_workers=15", "train.num_cpus=0.5"], r"leaves 0\.5 of .* which need 1; set one of the two lower"),
     ],
 )
 def test_groups_that_could_never_train_are_refused(words: list[str], told: str) -> None:
@@ -148,3 +149,17 @@ def test_groups_that_could_never_train_are_refused(words: list[str], told: str) 
     with pytest.raises(UserError, match=told):
         check_workers(load(["data=digits", "train.batch_size=999", *words]).settings.train)
     assert check_workers(load(["data=digits", "train.num_workers=7"]).settings.train) == 7
+
+
+def test_processes_keep_few_malloc_arenas_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def arenas() -> str:
+        words = (
+            Path("/proc/self/environ").read_text().split("\0")
+        )  # what the process was started with, when malloc reads it
+        return next(word for word in words if word.startswith("MALLOC_ARENA_MAX"))
+
+    assert ray.get(ray.remote(arenas).remote()) == "MALLOC_ARENA_MAX=2"
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
+    assert worker_environment()["MALLOC_ARENA_MAX"] == "7"
