@@ -38,8 +38,13 @@ def connected(address: str) -> Iterator[Any]:
     except AuthenticationError:
         raise Unreachable(f"{address} asks for a token, and this is none or another one", TOKEN) from None
     except ConnectionError:
-        mend = "start one (docs/cluster.md), or give its address: --address HOST:6379"
-        raise Unreachable(f"no Ray cluster is found at {address}", mend) from None
+        if address == "auto":
+            mend = f"start one (docs/cluster.md), give its address (--address HOST:6379), or its token ({TOKEN})"
+            raise Unreachable(f"{address}: no Ray cluster on this machine lets this process in", mend) from None
+        told = (
+            f"{address} answers, but lets this process not in: its token is missing or another one, or that is no Ray"
+        )
+        raise Unreachable(told, TOKEN) from None
     except (RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())
         mend = "install the cluster's versions of Python and Ray here (requirements.lock)"

@@ -71,7 +71,7 @@ def test_class_names_from_a_sidecar_or_a_file(tmp_path: Path) -> None:
     named = one_shard(tmp_path, {"a.png": encode(0), "a.txt": b"dog"})
     assert full_index(named, "train")["label"].to_pylist() == [1]
     (tmp_path / "shards" / "classes.json").write_text('{"0": "cat"}')
-    with pytest.raises(UserError, match=r"classes\.json holds no JSON list"):
+    with pytest.raises(UserError, match=r"classes\.json holds JSON that is no list"):
         one_shard(tmp_path, members)
 
 

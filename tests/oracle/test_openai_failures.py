@@ -108,8 +108,8 @@ def test_an_unknown_model_or_path() -> None:
 
 def test_another_error_status_is_told_without_a_count() -> None:
     message, _ = refusal(lambda _: failed(402, "out of credit"), retries=3)
-    assert message.endswith("answered with status 402: out of credit")
-    assert refusal(lambda _: Reply("it is gone", 410))[0].endswith("answered with status 410: it is gone")
+    assert "answered with status 402: out of credit; what was rated is kept" in message
+    assert "answered with status 410: it is gone; " in refusal(lambda _: Reply("it is gone", 410))[0]
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
