@@ -25,6 +25,7 @@ class Row:
 # key of a model's metrics, title, meaning
 MEASURED = (
     ("acc_retain_test", "Accuracy, retained, test", "what the deletion must not cost"),
+    ("acc_retain_test_masked", "Accuracy, retained, test, classes left", "the same where only classes that are left count"),
     ("acc_retain_train", "Accuracy, retained, training", "the same on images that the model may still know"),
     ("acc_already_test", "Accuracy, forgotten earlier, test", "test images of classes that earlier requests deleted"),
     ("mia", "Membership inference (MIA)",
