@@ -1,14 +1,15 @@
 """The calibrated stop rule: forget images should look like images the model never trained on, not worse.
 
 Compares accuracy and mean loss on the forget images (their true labels) with those on unseen validation images; the
-fit ends at the first look at which forget accuracy is no higher, or forget loss no lower, than the unseen images'.
+fit ends at the first look at which forget accuracy is no higher, or forget loss no lower, than the unseen images', while
+those are still recognised as before (a model that a first large step has thrown out of balance knows neither).
 In the random scenario this is how a retrained model behaves (its forget accuracy is near its test accuracy).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 LIMIT = 2048  # images looked at on each side, over all workers
+LOST = 0.02  # accuracy on unseen images that may be missing when the fit ends
 
 
 @dataclass
@@ -25,15 +27,25 @@ class Calibrator:
     forget: tuple[Tensor, Tensor]
     unseen: tuple[Tensor, Tensor]
     world: int
+    before: float = field(default=0.0, init=False)  # accuracy of the original model on the unseen images
 
-    @torch.no_grad()
+    def begin(self, forward: Callable[[Tensor], Tensor]) -> None:
+        """Looks at the original model. Collective."""
+        self.before = self._look(forward)[2]
+
     def reached(self, forward: Callable[[Tensor], Tensor]) -> bool:
         """Collective: the same answer on every worker. The model is in evaluation mode."""
+        forget, forget_loss, unseen, unseen_loss = self._look(forward)
+        return unseen >= self.before - LOST and (forget <= unseen or forget_loss >= unseen_loss)
+
+    @torch.no_grad()
+    def _look(self, forward: Callable[[Tensor], Tensor]) -> tuple[float, float, float, float]:
+        """Accuracy and mean loss, of forget and of unseen images."""
         sums = torch.cat([self._sums(forward, *self.forget), self._sums(forward, *self.unseen)])
         if self.world > 1:
             distributed.all_reduce(sums)
         f_right, f_loss, f_n, u_right, u_loss, u_n = sums.tolist()
-        return f_right / f_n <= u_right / u_n or f_loss / f_n >= u_loss / u_n
+        return f_right / f_n, f_loss / f_n, u_right / u_n, u_loss / u_n
 
     def _sums(self, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
         out = torch.zeros(3, dtype=torch.float64, device=images.device)

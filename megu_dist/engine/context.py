@@ -141,6 +141,9 @@ class Context:
                 )
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         self.engine.setup(model, self.train, self.device, self.passes)
+        if self.calibrator is not None:
+            model.eval()
+            self.calibrator.begin(lambda x: self.engine.forward(self.model_input(x)))
         log = History(self, steps, start)
         before = None if self.resume is None else self._restore(self.resume, log)
         epoch = first_epoch - 1

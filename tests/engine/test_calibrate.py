@@ -36,6 +36,16 @@ def test_the_sides_may_differ_in_size_and_exceed_a_batch() -> None:
     assert Calibrator(side(300, 600), side(8, 10), 1).reached(model())  # type: ignore[arg-type]
 
 
+def test_a_model_that_has_lost_its_balance_does_not_stop() -> None:
+    """Forget images are unknown because everything is: unseen ones were right, and no longer are."""
+    calibrator = Calibrator(side(4), side(5), 1)
+    calibrator.begin(lambda pixels: torch.stack([torch.ones(len(pixels)), torch.zeros(len(pixels))], 1))
+    assert calibrator.before == 1
+    assert not calibrator.reached(model())  # type: ignore[arg-type]
+    calibrator.begin(model())  # type: ignore[arg-type]
+    assert calibrator.reached(model())  # type: ignore[arg-type]
+
+
 def test_a_higher_loss_is_enough() -> None:
     """Accuracy is still higher, but the few mistakes are worse than those on unseen images."""
 

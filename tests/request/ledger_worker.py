@@ -41,6 +41,7 @@ def pretend(composed: Composed, folder: Path) -> None:
     )
     before = Path(str(composed.settings.model.path))
     weights = hashlib.sha256((before / "model.safetensors").read_bytes() + asked.encode()).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "unlearned.txt").open("a") as file:
         file.write(f"{folder.name} {asked}\n")
     for name in ("model", "split", "perturbed", "predictions"):

@@ -116,7 +116,11 @@ def test_what_is_refused(megu: Megu, ids: Any, digits: Source, tmp_path: Path) -
     refused("'eight' is named twice", words=["forget.classes=[eight, 8]"])
     refused("request r0001, which is pending", words=["forget.classes=[3]"])
     refused("forget.classes: 'three' is asked for already by request r0001", words=["forget.classes=[three, eight]"])
-    refused("'train/99999999' is not in the training data", "did you mean", words=[ids(one, "train/99999999")])
+    refused(
+        "'train/99999999' is not in the training data",
+        "did you mean",
+        words=[ids(image_of(digits, 8), "train/99999999")],
+    )
     refused(f"{image_of(digits, 8)!r} is named twice", words=[ids(image_of(digits, 8), image_of(digits, 8))])
     refused("request r0002, which is pending", words=[ids(two, one)])
     refused(f"{two!r} is asked for already by request r0002 (pending)", words=[ids(two, image_of(digits, 8))])
@@ -142,10 +146,10 @@ def test_what_was_deleted_is_refused_politely(
     finish(tmp_path, untrained_model, cache_dir)
     for words, part in (
         (["forget.classes=[three]"], "forget.classes: 'three' is deleted already by request r0001 (finished)"),
-        ([ids(one)], f"{one!r} is deleted already by request r0002 (finished)"),
-        ([ids(image_of(digits, 3))], "is of class 'three', which request r0001 (finished) covers"),
+        ([one], f"{one!r} is deleted already by request r0002 (finished)"),
+        ([image_of(digits, 3)], "is of class 'three', which request r0001 (finished) covers"),
     ):
-        code, _, err = megu("add", *words)
+        code, _, err = megu("add", *(words if "=" in words[0] else [ids(*words)]))  # a file for each
         assert code == 2
         assert part in err
     assert megu("add", "forget.classes=[zero]")[0] == 0  # of which an image is gone already
@@ -207,6 +211,26 @@ def test_a_failed_batch_is_tried_again_in_the_same_folder(
     carry_out(composed(*words), pretend, print)
     assert [(r.state, r.batch) for r in ledger.state().requests.values()] == [("finished", "b0002")] * 2
     assert megu("verify")[0] == 0
+
+
+def test_single_images_weigh_as_much_as_retained_ones_times_lambda(
+    megu: Megu, ids: Any, digits: Source, tmp_path: Path, untrained_model: Path, cache_dir: Path
+) -> None:
+    base = (f"data.cache_dir={cache_dir}", f"request.dir={tmp_path / 'ledger'}", f"model.path={untrained_model}")
+    taken = []
+
+    def look(composed: Any, folder: Path) -> None:
+        taken.append((composed.settings.method.lambda_forget, composed.settings.train.stop))
+        pretend(composed, folder)
+
+    words = ("data=digits", *base, "train.retain_per_epoch=100")
+    megu("add", ids(image_of(digits, 0), image_of(digits, 1)))
+    carry_out(composed(*words), look, print)
+    megu("add", ids(image_of(digits, 0, 1)))
+    carry_out(composed(*words, "method.lambda_forget=0.7"), look, print)
+    megu("add", "forget.classes=[three]")
+    carry_out(composed(*words), look, print)
+    assert taken == [(pytest.approx(0.5 * 2 / 100), "calibrated"), (0.7, "calibrated"), (0.5, "fixed")]
 
 
 def test_a_run_starts_from_the_latest_model_only(
