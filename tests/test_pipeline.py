@@ -178,7 +178,7 @@ def test_the_same_command_again_does_nothing(finished: Path, words: list[str], r
 
 def test_a_changed_strength_runs_only_what_it_touches(finished: Path, words: list[str], run_megu: Run) -> None:
     before, model, numbers = records(finished), weights(finished), metrics(finished)
-    done = run_megu([*words, "run.name=megu", "method.alpha=0", "train.epochs=1"])
+    done = run_megu([*words, "run.name=megu", "method.alpha=1", "train.epochs=1"])  # N⁺ as before, no N⁻ as before
     assert done.code == 0, done.output
     changed = records(finished)
     for stage in STAGES:

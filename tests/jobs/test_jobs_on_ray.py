@@ -22,6 +22,13 @@ from megu_dist.jobs.client import Cluster
 Run = Callable[..., tuple[int, str]]
 
 
+def forget_token() -> None:
+    """Ray keeps the token that a process has used first; `megu submit` is a process of its own, these tests are not."""
+    from ray._raylet import AuthenticationTokenLoader
+
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 @pytest.fixture(scope="module")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     folder = tmp_path_factory.mktemp("j")
@@ -31,7 +38,9 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # --address wins over Ray's variables
+        forget_token()
         yield found
+    forget_token()
 
 
 @pytest.fixture(scope="module")
