@@ -400,7 +400,6 @@ class Pipeline:
         ``until``: stop after so many epochs of the schedule; a later call goes on from there. ``start``: a checkpoint to go
         on from where this fit has none of its own.
         """
-        from megu_dist.data import plan
         from megu_dist.engine.launch import fit
         from megu_dist.engine.worker import TrainJob
 
@@ -415,7 +414,7 @@ class Pipeline:
         inputs["model"] = _keyed(s.model) if model is None else model.fingerprint()
         inputs["seed"] = s.seed.train if model is None else s.seed.unlearn
         preprocess = lookup("model", s.model.name).target(s.model).preprocess() if model is None else model.preprocess
-        kept = len(plan.complement(self.source.num_rows("train"), split.left_out))
+        kept = self.source.num_rows("train") - len(split.left_out)
         per_epoch = min(kept, s.train.retain_per_epoch or kept) + (len(split.rows) if perturbed else 0)
         key = content_key(inputs)
         if until is not None:
