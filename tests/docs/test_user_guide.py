@@ -33,3 +33,5 @@ def test_the_guide_works_as_it_stands(tmp_path: Path) -> None:
     assert metrics["versus_retrained"]["tow"] > 0.8
     single = json.loads((tmp_path / "runs" / "twenty-images" / "metrics.json").read_text())
     assert single["forget"]["count"] == 20
+    kept = {name: model["acc_retain_test"] for name, model in single["models"].items()}
+    assert kept["unlearned"] > kept["original"] - 0.03
