@@ -76,6 +76,7 @@ def test_a_plugin_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     assert "pip uninstall broken" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_components_run(installed: Path, digits: Source, digits_model: Path, tmp_path: Path) -> None:
     write_digits(digits, tmp_path / "digits.npz")
     (tmp_path / "ratings.json").write_text(json.dumps(RATINGS))
