@@ -74,7 +74,7 @@ class Cluster:
         number, and so is a finished one with ``again``. The id follows from the request, so that asking twice, or by two
         people at once, starts one job.
         """
-        deadline = time.monotonic() + patience
+        deadline, told = time.monotonic() + patience, False
         while True:
             try:
                 job, state = _latest(request.id, {one.submission_id: str(one.status.value) for one in self.jobs()})
@@ -83,9 +83,12 @@ class Cluster:
                 job = _next(request.id, job) if state else request.id
                 if self._submit(job, request):
                     return job, True
-            except Lost:  # whether the job was started is seen in the list
+            except Lost as error:  # whether the job was started is seen in the list
                 if time.monotonic() > deadline:
                     raise
+                if not told:
+                    say(f"{self.address} does not take the job ({error}); trying again for {patience:.0f} s")
+                told = True
                 time.sleep(2)
 
     def _submit(self, job: str, request: Request) -> bool:

@@ -36,12 +36,13 @@ def head(folder: Path, extra: dict[str, str] | None = None) -> Iterator[Head]:
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    gcs, port = free_port(), free_port()
+    gcs, port, agent = free_port(), free_port(), free_port()  # the agent's usual port may be another Ray's
     client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     environment |= client | {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"} | (extra or {})
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     words = ["start", "--head", "--block", "--num-cpus=4", f"--port={gcs}", f"--dashboard-port={port}"]
+    words += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={free_port()}"]
     words += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder / 'r'}", "--object-store-memory=100000000"]
     log = (folder / "head.log").open("w")
     process = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *words, "--disable-usage-stats"],
