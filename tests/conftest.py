@@ -14,6 +14,7 @@ import pytest
 
 from megu_dist.cli import main
 from megu_dist.config.compose import load
+from megu_dist.data import stream
 from megu_dist.data.base import Source
 from megu_dist.data.open import open_source
 from megu_dist.data.sources.digits import DigitsSettings
@@ -67,6 +68,18 @@ def run_megu() -> Callable[[list[str]], Outcome]:
     return run_command
 
 
+def run_here(words: list[str]) -> Outcome:
+    """The same, without actors and worker groups: by the same code and with the same numbers, as cells and trials run."""
+    with stream.in_this_process():
+        return run_command(words)
+
+
+@pytest.fixture(scope="session")
+def run_small() -> Callable[[list[str]], Outcome]:
+    """``run_small(words)``: :func:`run_here`, for tests that need a run's results and not its processes."""
+    return run_here
+
+
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where embedded data sets are kept during the tests."""
@@ -101,7 +114,7 @@ def ray_local(cache_dir: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def digits_model(ray_local: None, digits_words: list[str], runs_dir: Path) -> Path:
     """The folder of a small classifier of the digits."""
-    done = run_command(["train", *digits_words, *SMALL_NET, *TRAINING, "run.name=original"])
+    done = run_here(["train", *digits_words, *SMALL_NET, *TRAINING, "run.name=original"])
     assert done.code == 0, done.output
     return runs_dir / "original" / "model"
 
@@ -110,6 +123,6 @@ def digits_model(ray_local: None, digits_words: list[str], runs_dir: Path) -> Pa
 def digits_retrained(ray_local: None, digits_words: list[str], runs_dir: Path) -> Path:
     """The same, trained without the forgotten class."""
     words = ["exclude_forget=true", f"forget.classes=[{FORGOTTEN}]", "run.name=retrained"]
-    done = run_command(["train", *digits_words, *SMALL_NET, *TRAINING, *words])
+    done = run_here(["train", *digits_words, *SMALL_NET, *TRAINING, *words])
     assert done.code == 0, done.output
     return runs_dir / "retrained" / "model"

@@ -208,7 +208,7 @@ def test_the_oracle_and_report_verbs(finished: Path, digits_words: list[str], ru
 
 
 def test_random_images_with_the_calibrated_stop(
-    finished: Path, digits_words: list[str], digits_model: Path, run_megu: Run, runs_dir: Path
+    finished: Path, digits_words: list[str], digits_model: Path, run_small: Run, runs_dir: Path
 ) -> None:
     request = [
         "forget.scenario=random",
@@ -217,7 +217,7 @@ def test_random_images_with_the_calibrated_stop(
         "data.validation_fraction=0.2",
     ]
     tuning = ["train.calibrate_every=1", "train.epochs=2", "train.batch_size=64", "engine=ddp", "oracle=uniform"]
-    done = run_megu(["unlearn", *digits_words, f"model.path={digits_model}", *request, *tuning, "run.name=random"])
+    done = run_small(["unlearn", *digits_words, f"model.path={digits_model}", *request, *tuning, "run.name=random"])
     assert done.code == 0, done.output
     found = metrics(runs_dir / "random")
     assert found["scenario"] == "random"

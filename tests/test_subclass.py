@@ -50,18 +50,18 @@ def runs(words: list[str]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(ray_local: None, words: list[str], runs: Path, run_megu: Run) -> list[str]:
+def models(ray_local: None, words: list[str], runs: Path, run_small: Run) -> list[str]:
     """The words that name the original and the retrained model; both learn the coarse labels."""
     for name, more in (("original", []), ("retrained", ["exclude_forget=true", *REQUEST])):
-        done = run_megu(["train", *words, *NET, *TRAINING, *more, f"run.name={name}"])
+        done = run_small(["train", *words, *NET, *TRAINING, *more, f"run.name={name}"])
         assert done.code == 0, done.output
     return [f"model.path={runs / 'original' / 'model'}", f"evaluate.retrained={runs / 'retrained' / 'model'}"]
 
 
 @pytest.fixture(scope="module")
-def finished(models: list[str], words: list[str], runs: Path, run_megu: Run) -> Path:
+def finished(models: list[str], words: list[str], runs: Path, run_small: Run) -> Path:
     noise = ["perturb.kappa=0.25", "perturb.steps=1", "perturb.draws=2"]
-    done = run_megu(["unlearn", *words, *models, *REQUEST, *TUNING, *noise, "run.name=three"])
+    done = run_small(["unlearn", *words, *models, *REQUEST, *TUNING, *noise, "run.name=three"])
     assert done.code == 0, done.output
     assert "Asked to forget three" in " ".join(done.output.split())
     return runs / "three"
@@ -127,9 +127,9 @@ def test_evaluation_tells_fine_from_coarse(finished: Path, digits: Source) -> No
 
 
 @pytest.mark.parametrize("name", ["uniform", "confusion"])
-def test_other_oracles(models: list[str], words: list[str], runs: Path, run_megu: Run, name: str) -> None:
+def test_other_oracles(models: list[str], words: list[str], runs: Path, run_small: Run, name: str) -> None:
     request = [f"oracle={name}", "data.validation_fraction=0.3", *REQUEST, f"run.name={name}"]
-    done = run_megu(["oracle", *words, models[0], *request])
+    done = run_small(["oracle", *words, models[0], *request])
     assert done.code == 0, done.output
     data = json.loads((runs / name / "transition.json").read_text())
     (row,) = data["transition"]
@@ -188,9 +188,9 @@ def test_what_oracles_are_shown(ray_local: None, words: list[str], digits: Sourc
     ],
 )
 def test_refusals(
-    models: list[str], words: list[str], runs: Path, run_megu: Run, request_words: list[str], parts: list[str]
+    models: list[str], words: list[str], runs: Path, run_small: Run, request_words: list[str], parts: list[str]
 ) -> None:
-    done = run_megu(["unlearn", *words, models[0], *request_words, "run.name=refused"])
+    done = run_small(["unlearn", *words, models[0], *request_words, "run.name=refused"])
     assert done.code == 2, done.output
     assert "Traceback" not in done.output
     for part in parts:
@@ -198,14 +198,14 @@ def test_refusals(
     assert not (runs / "refused").exists()
 
 
-def test_a_model_of_fine_labels_is_refused(words: list[str], digits_model: Path, run_megu: Run) -> None:
-    done = run_megu(["unlearn", *words, f"model.path={digits_model}", *REQUEST, "run.name=refused"])
+def test_a_model_of_fine_labels_is_refused(words: list[str], digits_model: Path, run_small: Run) -> None:
+    done = run_small(["unlearn", *words, f"model.path={digits_model}", *REQUEST, "run.name=refused"])
     assert done.code == 2
     assert "10 labels, but the data has 3 classes" in done.output
 
 
-def test_plan(words: list[str], run_megu: Run) -> None:
-    done = run_megu(["plan", *words, *REQUEST, "oracle=uniform"])
+def test_plan(words: list[str], run_small: Run) -> None:
+    done = run_small(["plan", *words, *REQUEST, "oracle=uniform"])
     assert done.code == 0, done.output
     lines = dict(line.split("  ", 1) for line in done.output.splitlines() if "  " in line)
     assert lines["forget concepts"].strip() == "1"

@@ -120,18 +120,19 @@ def predict(
     folders = {name: folder for name, folder in folders.items() if name not in known}
     rows, chunk = np.arange(reader.count), stream.task_rows(int(np.prod(reader.preprocess.shape)))
     arguments = {"folders": folders, "settings": settings, "actors": actors}
-    blocks, done = [], 0
+    out.mkdir(parents=True, exist_ok=True)
+    files, done = {name: _File(out / f"{name}.parquet") for name in folders}, 0
     for block in stream.blocks(rows, reader, chunk, Predictor, arguments, actors, settings.num_gpus):
-        blocks.append({key: np.array(value) for key, value in block.items()})
+        order = np.argsort(block["row"], kind="stable")  # a block may hold rows of several parts, part by part
+        sound = without_bad({key: np.asarray(value)[order] for key, value in block.items()})
+        for name, file in files.items():
+            file.add(_table(name, sound))
         done += len(block["row"])
         progress(done)
-    order = np.argsort(np.concatenate([b["row"] for b in blocks]), kind="stable")
-    merged = without_bad({key: np.concatenate([b[key] for b in blocks])[order] for key in blocks[0]})
-    out.mkdir(parents=True, exist_ok=True)
-    for name in folders:
-        _write(name, merged, out)
+    for name, file in files.items():
+        file.close()
         if kept is not None:
-            kept.keep(name, out / f"{name}.parquet")
+            kept.keep(name, file.path)
     for name, file in known.items():
         shutil.copyfile(file, out / f"{name}.parquet")
     return {name: read(out / f"{name}.parquet") for name in names}
@@ -175,19 +176,35 @@ def read(file: Path) -> Parts:
     return {n: Predictions(label[m], prediction[m], loss[m], entropy[m], probs[m]) for n, m in masks.items() if m.any()}
 
 
-def _write(name: str, merged: Arrays, out: Path) -> None:
-    probs, loss = merged[f"{name}/probs"], merged[f"{name}/loss"]
+class _File:
+    """A model's Parquet file, which takes one block at a time: all probabilities together may not fit into memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, table: pa.Table) -> None:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self.path, table.schema, compression="zstd")
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        assert self._writer is not None, "no image was scored"
+        self._writer.close()
+
+
+def _table(name: str, block: Arrays) -> pa.Table:
+    """What is kept of one model's predictions of a block."""
+    probs, loss = block[f"{name}/probs"], block[f"{name}/loss"]
     entropy = -(probs * np.log(np.maximum(probs, 1e-12))).sum(1)
-    prediction = probs.argmax(1)
-    table = pa.table(
+    return pa.table(
         {
-            "id": pa.array(merged["id"].tolist(), pa.string()),
-            "part": pa.array([PARTS[p] for p in merged["part"]], pa.string()),
-            "label": merged["label"],
-            "prediction": prediction,
+            "id": pa.array(block["id"].tolist(), pa.string()),
+            "part": pa.array([PARTS[p] for p in block["part"]], pa.string()),
+            "label": block["label"],
+            "prediction": probs.argmax(1),
             "loss": loss.astype(np.float32),
             "entropy": entropy.astype(np.float32),
             "probs": pa.FixedSizeListArray.from_arrays(pa.array(probs.ravel(), pa.float32()), probs.shape[1]),
         }
     )
-    pq.write_table(table, out / f"{name}.parquet", compression="zstd")

@@ -32,10 +32,10 @@ def words(digits_words: list[str], digits_model: Path, digits_retrained: Path, t
 
 
 @pytest.fixture(scope="module")
-def unlearned(words: list[str], run_megu: Run) -> Path:
+def unlearned(words: list[str], run_small: Run) -> Path:
     """A run that forgot the threes, without an analysis yet."""
     tuning = ["train.epochs=2", "train.lr=0.02", "train.batch_size=64", "train.precision=fp32", "engine=ddp"]
-    done = run_megu(["unlearn", *words, *tuning, "perturb.steps=1", "run.name=three"])
+    done = run_small(["unlearn", *words, *tuning, "perturb.steps=1", "run.name=three"])
     assert done.code == 0, done.output
     return Path(words[3].split("=", 1)[1]) / "three"
 
@@ -140,16 +140,16 @@ def test_a_folder_of_its_own_and_two_classes(analysed: Path, words: list[str], r
     assert not (analysed.parent / "apart" / "report.html").exists()
 
 
-def test_fine_classes(words: list[str], run_megu: Run, tmp_path: Path, cache_dir: Path) -> None:
+def test_fine_classes(words: list[str], run_small: Run, tmp_path: Path, cache_dir: Path) -> None:
     """With coarse labels the analysis speaks of fine classes, also of a model that knows only the coarse ones."""
     groups = {"low": ["zero", "one", "two", "three", "four"], "high": ["five", "six", "seven", "eight", "nine"]}
     (tmp_path / "groups.json").write_text(json.dumps(groups))
     data = ["data=digits", f"data.cache_dir={cache_dir}", f"run.dir={tmp_path}", f"data.coarse={tmp_path}/groups.json"]
     net = ["model.width=4", "model.stage_blocks=[1]", "model.num_channels=1", "model.image_size=8", "engine=ddp"]
-    done = run_megu(["train", *data, *net, "train.epochs=1", "run.name=coarse"])
+    done = run_small(["train", *data, *net, "train.epochs=1", "run.name=coarse"])
     assert done.code == 0, done.output
     request = ["forget.scenario=subclass", "forget.classes=[three]", "analyze.images_per_class=5", "run.name=fine"]
-    done = run_megu(["analyze", *data, f"model.path={tmp_path}/coarse/model", *request])
+    done = run_small(["analyze", *data, f"model.path={tmp_path}/coarse/model", *request])
     assert done.code == 0, done.output
     found = json.loads((tmp_path / "fine" / "analysis.json").read_text())
     assert len(found["classes"]) == 10
@@ -169,8 +169,8 @@ def test_fine_classes(words: list[str], run_megu: Run, tmp_path: Path, cache_dir
         (["model.path=null"], "model.path is not set"),
     ],
 )
-def test_refusals(words: list[str], run_megu: Run, more: list[str], part: str, tmp_path: Path) -> None:
-    done = run_megu(["analyze", *words, *more, f"run.dir={tmp_path}", "run.name=refused"])
+def test_refusals(words: list[str], run_small: Run, more: list[str], part: str, tmp_path: Path) -> None:
+    done = run_small(["analyze", *words, *more, f"run.dir={tmp_path}", "run.name=refused"])
     assert done.code == 2, done.output
     assert part in done.output
     assert "Traceback" not in done.output

@@ -26,7 +26,7 @@ IMAGES = 5
 
 @pytest.fixture(scope="module")
 def ledger(
-    digits: Source, digits_words: list[str], digits_model: Path, digits_retrained: Path, run_megu: Run,
+    digits: Source, digits_words: list[str], digits_model: Path, digits_retrained: Path, run_small: Run,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:  # fmt: skip
     """The ledger after ``three`` and five images of ``zero`` were deleted in one run, and ``eight`` after them."""
@@ -43,7 +43,7 @@ def ledger(
         ["request", "add", *data, "forget.classes=[eight]"],
         run,
     ):
-        done = run_megu(words)
+        done = run_small(words)
         assert done.code == 0, done.output
     assert "split: started" in done.output
     assert str(folder / "batches" / "b0003" / "model") in done.output
@@ -122,12 +122,12 @@ def test_no_image_of_what_was_deleted_is_kept(ledger: Path) -> None:
     assert "<h3>Perturbed images</h3>" not in (ledger / "batches" / "b0001" / "report.html").read_text()
 
 
-def test_list_show_and_verify(ledger: Path, run_megu: Run) -> None:
+def test_list_show_and_verify(ledger: Path, run_small: Run) -> None:
     where = f"request.dir={ledger}"
-    done = run_megu(["request", "list", where])
+    done = run_small(["request", "list", where])
     assert done.code == 0
     assert done.output.count("finished") == 3
-    done = run_megu(["request", "show", "r0001", where])
+    done = run_small(["request", "show", "r0001", where])
     assert done.code == 0, done.output
     page = (ledger / "pages" / "r0001.html").read_text()
     told = ["Deletion request r0001", "class &#39;three&#39;", "What this does not prove", "no second one was given"]
@@ -146,26 +146,26 @@ def test_list_show_and_verify(ledger: Path, run_megu: Run) -> None:
     assert "train/0000" not in page
     assert "Deleted class 'three'" in done.output
     assert "It does not prove:" in done.output
-    second = run_megu(["request", "show", "r0003", where]).output
+    second = run_small(["request", "show", "r0003", where]).output
     assert "Accuracy, forgotten earlier, test" in second
     assert "Classes that earlier requests deleted stay forgotten." in second
     assert "no retrained model was given" in second
-    done = run_megu(["request", "verify", where])
+    done = run_small(["request", "verify", where])
     assert (done.code, "WRONG: nothing" in done.output) == (0, True)
 
 
-def test_verify_tells_of_tampering(ledger: Path, run_megu: Run, tmp_path: Path) -> None:
+def test_verify_tells_of_tampering(ledger: Path, run_small: Run, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(ledger, tmp_path / "ledger"))
     text = (copy / "records.jsonl").read_text()
     (copy / "records.jsonl").write_text(text.replace('"method":"megu"', '"method":"moon"', 1))
-    done = run_megu(["request", "verify", f"request.dir={copy}"])
+    done = run_small(["request", "verify", f"request.dir={copy}"])
     assert done.code == 1
     assert "WRONG: records.jsonl, line 1: was changed" in done.output
 
 
-def test_running_again_does_nothing(ledger: Path, run_megu: Run, digits_words: list[str]) -> None:
+def test_running_again_does_nothing(ledger: Path, run_small: Run, digits_words: list[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in ledger.rglob("*") if path.is_file() and path.name != ".running"}
-    done = run_megu(["request", "run", f"request.dir={ledger}", *digits_words])
+    done = run_small(["request", "run", f"request.dir={ledger}", *digits_words])
     assert done.code == 0
     assert "nothing to do: no request is pending" in done.output
     after = {path: path.stat().st_mtime_ns for path in ledger.rglob("*") if path.is_file() and path.name != ".running"}

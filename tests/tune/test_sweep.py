@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -94,10 +95,11 @@ def test_a_trial_whose_process_is_killed_is_tried_again(words: list[str], run_me
     def kill() -> None:
         while not list((folder / "trials").glob("*/seed0")):
             time.sleep(0.02)
-        for process in psutil.process_iter(["cmdline"]):
-            if (process.info["cmdline"] or [""])[0].startswith("ray::ImplicitFunc"):
-                process.kill()
-                killed.append(process.pid)
+        for process in psutil.Process().children(recursive=True):  # other tests' trials are not ours to kill
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if (process.cmdline() or [""])[0].startswith("ray::ImplicitFunc"):
+                    process.kill()
+                    killed.append(process.pid)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
