@@ -43,8 +43,8 @@ format: setup ## ruff format and fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint ## lint, format and type checks, then all tests but the slow ones
-	$(BIN)/pytest -m "not slow and not perf"
+test: lint ## lint, format and type checks, then all tests but the slow ones, in two processes
+	$(BIN)/pytest -m "not slow and not perf" -n 2 --dist loadfile
 
 bench: setup ## speed against bare baselines: ratios, medians of several runs
 	$(BIN)/pytest -m perf -s tests/perf

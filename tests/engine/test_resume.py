@@ -11,7 +11,7 @@ import gloo_workers
 import pytest
 import resume_workers
 import torch
-from resume_workers import ENGINES, WORDS, fit, log_of
+from resume_workers import ASKED, QUICK, SLOW, WORDS, fit, log_of
 from torch import Tensor, nn
 
 from megu_dist.models.architectures.transformers import TransformersModel, TransformersSettings
@@ -81,16 +81,26 @@ def test_a_row_lost_before_the_cut_is_noticed_after_it(tmp_path: Path, monkeypat
         fit("ddp", 0, 1, tmp_path)
 
 
+def begin_and_go_on(root: Path, engines: list[str]) -> dict[str, Any]:
+    """``whole[world][engine]``, and ``resumed[world][engine, began]``: fits begun by some number and ended by another."""
+    out: dict[str, Any] = {"whole": {}, "resumed": {}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ASKED, ",".join(engines))
+        for key, scenario in (("whole", resume_workers.begin), ("resumed", resume_workers.go_on)):
+            for world in WORLDS:
+                (root / f"{key}-{world}").mkdir()
+                out[key][world] = gloo_workers.launch(root / f"{key}-{world}", world, scenario)[0]
+    return out
+
+
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """``whole[world][engine]``, and ``resumed[world][engine, began]``: fits begun by some number and ended by another."""
-    root = tmp_path_factory.mktemp("resume")
-    out: dict[str, Any] = {"whole": {}, "resumed": {}}
-    for key, scenario in (("whole", resume_workers.begin), ("resumed", resume_workers.go_on)):
-        for world in WORLDS:
-            (root / f"{key}-{world}").mkdir()
-            out[key][world] = gloo_workers.launch(root / f"{key}-{world}", world, scenario)[0]
-    return out
+    return begin_and_go_on(tmp_path_factory.mktemp("resume"), QUICK)
+
+
+@pytest.fixture(scope="module")
+def slow_ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return begin_and_go_on(tmp_path_factory.mktemp("resume"), SLOW)
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -98,13 +108,14 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[k].float() - b[k].float()).abs().max()) for k in a)
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 @pytest.mark.parametrize("began", WORLDS)
 @pytest.mark.parametrize("world", WORLDS)
 def test_any_number_of_workers_goes_on_from_anothers_checkpoint(
-    ends: dict[str, Any], name: str, began: int, world: int
+    request: pytest.FixtureRequest, name: str, began: int, world: int
 ) -> None:
     """Weights, momentum (or Adam's moments) and batch statistics are all taken over, in the middle of an epoch."""
+    ends = request.getfixturevalue("ends" if name in QUICK else "slow_ends")
     whole, found = ends["whole"][began][name], ends["resumed"][world][name, began]
     assert found["resume"] == "epoch-00001-step-0000004" + ("-of-2" if began == 2 else "")
     expected = {"epoch": 1, "step": 4, "workers": began, "fresh_optimizer": None}

@@ -1,4 +1,4 @@
-"""A full disk, a killed training worker and a killed driver, one after the other in one run: nothing is lost."""
+"""A killed training worker and a killed driver, one after the other in one run: nothing is lost."""
 
 from __future__ import annotations
 
@@ -26,20 +26,10 @@ def goes_on(run: disturb.Command) -> None:
     run.until(lambda: seen(run) > before, f"a checkpoint after {before}", every=0.05)
 
 
-def test_full_disk_killed_worker_killed_driver(training_words: list[str], tmp_path: Path, disk: Path) -> None:
+def test_killed_worker_killed_driver(training_words: list[str], tmp_path: Path) -> None:
     words = [*training_words, *EPOCHS]
     undisturbed = outcomes.trained_here(words, tmp_path / "undisturbed")
-    start = ["train", *words, "train.max_failures=0"]
-    with disturb.command(start, tmp_path, "run", disk=disk) as run:
-        run.until(lambda: seen(run)[0] >= 1, "a checkpoint", every=0.05)
-        filler = disturb.fill(disk)
-        disturb.is_told_of_a_full_disk(run)
-        disturb.gone(run.mark)
-        assert not disturb.leftovers(tmp_path, run.folder)
-        filler.unlink()
-
-        run.words = ["train", *words, "train.max_failures=1"]
-        run.start()
+    with disturb.command(["train", *words, "train.max_failures=1"], tmp_path, "run") as run:
         goes_on(run)
         disturb.named(run.processes(), "train worker")[0].kill()
         goes_on(run)
@@ -51,7 +41,7 @@ def test_full_disk_killed_worker_killed_driver(training_words: list[str], tmp_pa
 
         before = seen(run)
         assert run.start().wait() == 0, run.log[-8000:]
-        assert json.loads((run.folder / "training.json").read_text())["resumed"]["epoch"] > before[0] >= 3
+        assert json.loads((run.folder / "training.json").read_text())["resumed"]["epoch"] > before[0] >= 1
         disturb.gone(run.mark, agents=False)
         assert not disturb.leftovers(tmp_path, run.folder)
         found, expected = (load_file(folder / "model" / "model.safetensors") for folder in (run.folder, undisturbed))

@@ -25,9 +25,12 @@ class Head:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Of those that nothing is given without asking for it: another Ray that starts meanwhile takes none of them."""
+    while True:
+        port = secrets.choice(range(20000, 32000))
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager

@@ -214,6 +214,7 @@ def test_a_replica_that_is_killed_costs_the_requests_in_flight(
     assert victim not in replicas()
 
 
+@pytest.mark.slow
 def test_the_embedding_replica_killed_in_mid_fill(kept: OpenAISettings, tmp_path: Path) -> None:
     settings = EmbeddingSettings(name="embedding", max_batch_size=2, pairs_per_request=2)
     oracle, concepts = EmbeddingOracle(settings), [Concept(name) for name in NAMES]

@@ -129,6 +129,7 @@ def test_optuna_has_several_objectives(words: list[str], run_megu: Run, runs_dir
     assert summary["front"]
 
 
+@pytest.mark.slow
 def test_asha_stops_trials_after_an_epoch(words: list[str], run_megu: Run, runs_dir: Path) -> None:
     """Rates too small to learn anything are not trained to the end."""
     space = ["sweep.space.train.lr=[0.05,1e-7,2e-7,3e-7,4e-7,5e-7]", "sweep.runners=1"]
@@ -140,6 +141,7 @@ def test_asha_stops_trials_after_an_epoch(words: list[str], run_megu: Run, runs_
     assert (rows.drop(0.05)["epochs"] == 1).sum() >= 3
 
 
+@pytest.mark.slow
 def test_pbt_goes_on_from_better_trials(words: list[str], run_megu: Run, runs_dir: Path) -> None:
     space = ["sweep.space.train.lr=[1e-7,0.05]", "sweep.runners=2", "sweep.search=random", "sweep.trials=4"]
     done = run_megu([*words, *space, "sweep.scheduler=pbt", "train.epochs=4", "run.name=pbt"])
