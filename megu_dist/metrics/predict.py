@@ -133,8 +133,8 @@ def predict(
         file.close()
         if kept is not None:
             kept.keep(name, file.path)
-    for name, file in known.items():
-        shutil.copyfile(file, out / f"{name}.parquet")
+    for name, before in known.items():
+        shutil.copyfile(before, out / f"{name}.parquet")
     return {name: read(out / f"{name}.parquet") for name in names}
 
 
