@@ -44,7 +44,7 @@ format: setup ## ruff format and fixes
 	$(BIN)/ruff format .
 
 test: lint ## lint, format and type checks, then all tests but the slow ones, in two processes
-	$(BIN)/pytest -m "not slow and not perf" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and not perf" -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup ## speed against bare baselines: ratios, medians of several runs
 	$(BIN)/pytest -m perf -s tests/perf

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +38,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def head(folder: Path, extra: dict[str, str] | None = None) -> Iterator[Head]:
     """Runs in ``folder``; ends with every process that it started."""
+    place = Path(tempfile.mkdtemp(prefix="mj-", dir="/tmp"))  # paths of sockets may have 107 characters
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -46,7 +49,7 @@ def head(folder: Path, extra: dict[str, str] | None = None) -> Iterator[Head]:
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     words = ["start", "--head", "--block", "--num-cpus=4", f"--port={gcs}", f"--dashboard-port={port}"]
     words += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={free_port()}"]
-    words += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder / 'r'}", "--object-store-memory=100000000"]
+    words += ["--node-ip-address=127.0.0.1", f"--temp-dir={place}", "--object-store-memory=100000000"]
     log = (folder / "head.log").open("w")
     process = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *words, "--disable-usage-stats"],
                                env=environment, stdout=log, stderr=log, start_new_session=True)  # fmt: skip
@@ -56,6 +59,7 @@ def head(folder: Path, extra: dict[str, str] | None = None) -> Iterator[Head]:
     finally:
         _end(process, folder)
         log.close()
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _wait(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
