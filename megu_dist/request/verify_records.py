@@ -95,5 +95,5 @@ class Ledger:
 
 if __name__ == "__main__":
     checked = Ledger(Path(sys.argv[1]), sys.argv[2:]) if len(sys.argv) > 1 else sys.exit(__doc__)
-    print(*checked.notes, *(f"WRONG: {line}" for line in checked.bad or ["nothing"]), sep="\n")
+    print(*checked.notes, *([f"WRONG: {line}" for line in checked.bad] or ["nothing is wrong"]), sep="\n")
     sys.exit(len(checked.bad) > 0)
