@@ -152,7 +152,7 @@ def test_finetune_step_rate(backbone: str, tmp_path: Path) -> None:
 def test_perturb(folder: Path, images: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     """The model actor's blocks, with labels and files, against the same forward and backward passes."""
     pixels, labels = images
-    options = PerturbSettings(steps=2, batch_size=BATCH)
+    options = PerturbSettings(steps=2, batch_size=BATCH, noise="both")
     transition = Transition(np.full((1, CLASSES), 1 / CLASSES), (0,))
     ids = np.array([str(i) for i in range(IMAGES)], dtype=object)
     actor = Perturber(str(folder), transition, [0], options, 0, str(tmp_path), 1)
