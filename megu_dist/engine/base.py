@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -50,6 +51,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if _cpu_has_bf16() else "fp32"
 
 
+@functools.cache  # asked at every step
 def _cpu_has_bf16() -> bool:
     try:
         flags = Path("/proc/cpuinfo").read_text()
