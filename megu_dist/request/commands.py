@@ -73,7 +73,7 @@ def verify(composed: Composed, folder: Path, head: str | None = None) -> None:
 
     _there(folder)
     checked = Checked(folder, [head] if head else [])
-    print("\n".join([*checked.notes, *(f"WRONG: {line}" for line in checked.bad or ["nothing"])]))
+    print("\n".join([*checked.notes, *([f"WRONG: {line}" for line in checked.bad] or ["nothing is wrong"])]))
     if checked.bad:
         print("compare with a backup; docs/deletion-records.md tells what each line means", file=sys.stderr)
         sys.exit(1)
