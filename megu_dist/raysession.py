@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from megu_dist import scratch
 from megu_dist.config.schema import MeguSettings
-from megu_dist.data.stream import LOCAL_TASKS
+from megu_dist.data.stream import LOCAL_CORES
 from megu_dist.errors import UserError
 
 # Ray Train polls its workers at this interval, and takes at most one report each time.
@@ -61,7 +61,7 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
             ) from None
     else:
         needed = int(train.num_workers * train.num_cpus + settings.oracle.num_replicas * settings.oracle.num_cpus) + 4
-        os.environ[LOCAL_TASKS] = worker_env["env_vars"][LOCAL_TASKS] = str(len(os.sched_getaffinity(0)))
+        os.environ[LOCAL_CORES] = worker_env["env_vars"][LOCAL_CORES] = str(len(os.sched_getaffinity(0)))
         ray.init(
             address="local",  # also where somebody's cluster runs on this machine
             num_cpus=max(run.logical_cpus, needed),
@@ -82,7 +82,7 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        os.environ.pop(LOCAL_TASKS, None)
+        os.environ.pop(LOCAL_CORES, None)
         scratch.sweep()  # of workers that were killed
 
 

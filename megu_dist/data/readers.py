@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +31,7 @@ class Augment:
         if self.kind == "none":
             return images
         flip = hash_uniform(self.seed, self.epoch, 11, rows) < 0.5
-        images = [np.where(flip.reshape(-1, *[1] * (x.ndim - 1)), x[..., ::-1], x) for x in images]
+        images = [_flipped(x, flip) for x in images]
         if self.kind == "flip":
             return images
         return [self._crop(rows, x) for x in images]
@@ -46,6 +45,12 @@ class Augment:
         return np.stack(
             [p[..., t : t + height, le : le + width] for p, t, le in zip(padded, top, left, strict=True)]
         ).reshape(x.shape)
+
+
+def _flipped(x: np.ndarray, flip: np.ndarray) -> np.ndarray:
+    out = x.copy()
+    out[flip] = x[flip][..., ::-1]
+    return out
 
 
 @dataclass(frozen=True)
@@ -111,19 +116,11 @@ def decode(table: pa.Table, preprocess: Preprocess) -> tuple[np.ndarray, dict[in
     data, names = table["image"].to_pylist(), table["id"].to_pylist()
     out = np.zeros((len(data), *preprocess.shape), np.uint8)
     bad: dict[int, str] = {}
-
-    def one(i: int) -> None:
+    for i in range(len(data)):
         try:
             out[i] = preprocess.decode(data[i], names[i])
         except UserError as error:
             bad[i] = str(error)
-
-    if preprocess.height >= 128:  # Pillow releases the GIL; below this size a thread costs more than it saves
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(one, range(len(data))))
-    else:
-        for i in range(len(data)):
-            one(i)
     return out, bad
 
 

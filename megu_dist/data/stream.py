@@ -14,7 +14,8 @@ import pyarrow as pa
 
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
-LOCAL_TASKS = "MEGU_LOCAL_TASKS"  # set for all processes of a local Ray by megu_dist.raysession
+LOCAL_CORES = "MEGU_LOCAL_CORES"  # cores that reading may take: of a local Ray's machine, or asked for with a job
+LONG = 4  # blocks per core from which on a second process per core pays for its start
 TASK_BYTES = 32 << 20  # decoded bytes that one task yields: many tasks per core, few megabytes in flight
 
 
@@ -103,8 +104,9 @@ def task_rows(row_bytes: int) -> int:
 def dataset(rows: np.ndarray, reader: Callable[[Arrays], Any], chunk: int) -> Any:
     """A lazy Ray Dataset of what ``reader`` makes of ``rows``, in their order, ``chunk`` rows a task.
 
-    On a local Ray at most :data:`LOCAL_TASKS` tasks run at a time: its logical CPUs exceed the cores, and each further
-    task would start a Python process. On a cluster Ray Data decides.
+    On a local Ray a task per core runs at a time, since its logical CPUs exceed the cores and each further task would start
+    a Python process; two in long jobs, which pays: a core is idle for a quarter of the time in which Ray Data hands out
+    one task after the other. On a cluster, where two tasks share a CPU, too, Ray Data decides.
     """
     import ray
 
@@ -112,7 +114,8 @@ def dataset(rows: np.ndarray, reader: Callable[[Arrays], Any], chunk: int) -> An
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     blocks = [pa.table({"row": rows[start : start + chunk].astype(np.int64)}) for start in range(0, len(rows), chunk)]
-    tasks = _tasks_without_cpus or int(os.environ.get(LOCAL_TASKS, 0)) or None
+    cores = int(os.environ.get(LOCAL_CORES, 0))
+    tasks = _tasks_without_cpus or (cores * (2 if len(blocks) >= LONG * cores else 1)) or None
     return ray.data.from_blocks(blocks).map_batches(
         reader,
         batch_size=None,
@@ -131,18 +134,22 @@ def actor_pool(size: int) -> Any:
 
 
 def in_steps(batches: Iterable[Arrays], sizes: Iterable[int]) -> Iterator[Arrays]:
-    """Regroups arrays of any lengths into groups of exactly ``sizes`` rows (0 gives empty arrays)."""
+    """Regroups arrays of any lengths into groups of exactly ``sizes`` rows (0 gives empty arrays).
+
+    Only a group's own rows are copied, and only where they come from several arrays.
+    """
     source = iter(batches)
-    held: list[Arrays] = []
-    have = 0
+    rest: Arrays = {}
     for size in sizes:
-        while have < size or not held:
-            batch = next(source)
-            held.append(batch)
-            have += len(batch["row"])
-        joined = held[0] if len(held) == 1 else {k: np.concatenate([b[k] for b in held]) for k in held[0]}
-        yield {k: v[:size] for k, v in joined.items()}
-        held, have = [{k: v[size:] for k, v in joined.items()}], have - size
+        parts: list[Arrays] = []
+        missing = size
+        while missing or not parts:
+            if not rest or (missing and not len(rest["row"])):
+                rest = next(source)
+            parts.append({name: values[:missing] for name, values in rest.items()})
+            rest = {name: values[missing:] for name, values in rest.items()}
+            missing -= len(parts[-1]["row"])
+        yield parts[0] if len(parts) == 1 else {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
 class ReadAhead(Generic[T]):

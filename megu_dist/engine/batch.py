@@ -101,7 +101,8 @@ class Rows:
 
 
 def _tensor(value: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(np.array(value))  # Ray's arrays are read-only views of the object store
+    # Ray's arrays are read-only views of the object store, unless several were joined.
+    tensor = torch.from_numpy(value if value.flags.writeable else np.array(value))
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor

@@ -15,7 +15,7 @@ from megu_dist import __version__
 from megu_dist.config.compose import Composed, load
 from megu_dist.config.schema import MeguSettings
 from megu_dist.config.validate import check, check_forget, check_method
-from megu_dist.data.stream import LOCAL_TASKS
+from megu_dist.data.stream import LOCAL_CORES
 from megu_dist.errors import UserError, nearest
 from megu_dist.jobs import options as opts
 from megu_dist.jobs import package as pack
@@ -159,7 +159,7 @@ def _request(
     runtime_env: dict[str, Any] = {"working_dir": package.uri} if package else {}
     runtime_env["env_vars"] = opts.environment(options)
     if options.num_cpus:
-        runtime_env["env_vars"][LOCAL_TASKS] = str(2 * options.num_cpus)  # a task takes half a CPU
+        runtime_env["env_vars"][LOCAL_CORES] = str(options.num_cpus)
     if secrets := opts.secrets(options):
         runtime_env["env_vars"][SECRETS] = ",".join(f"{n}={f}" if f else n for n, f in secrets.items())
         if any(secrets.values()):

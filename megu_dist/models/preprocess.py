@@ -61,7 +61,7 @@ class Preprocess:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"cannot read image {name!r}: {error or type(error).__name__}") from None
         pixels = np.asarray(self._fit(image, size, box))
-        return pixels[None] if self.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that an image has after the resize and before the crop."""
@@ -71,13 +71,14 @@ class Preprocess:
         return max(self.width, width * self.resize_edge // short), max(self.height, height * self.resize_edge // short)
 
     def _fit(self, image: Image.Image, size: tuple[int, int], box: tuple[float, ...]) -> Image.Image:
-        """Resizes what ``box`` holds to ``size``, and crops."""
-        if image.size != size:
-            image = image.resize(size, Image.Resampling(self.resample), box)
-        if image.size == (self.width, self.height):
-            return image
-        left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
-        return image.crop((left, top, left + self.width, top + self.height))
+        """Resizes what ``box`` holds to ``size``, and crops: only the part that stays is made."""
+        left, top = (size[0] - self.width) // 2, (size[1] - self.height) // 2
+        if image.size == size:
+            return image.crop((left, top, left + self.width, top + self.height)) if left or top else image
+        across, down = (box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1]  # original pixels to one that is made
+        x, y = box[0] + left * across, box[1] + top * down
+        right, bottom = min(x + self.width * across, box[2]), min(y + self.height * down, box[3])  # rounding adds some
+        return image.resize((self.width, self.height), Image.Resampling(self.resample), (x, y, right, bottom))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixel units [0, 1], (N, C, H, W) → what the model expects."""

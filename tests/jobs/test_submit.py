@@ -176,11 +176,9 @@ def test_without_gpus_no_stage_takes_its_size_from_the_whole_cluster() -> None:
 
 
 def test_reading_is_bounded_by_the_cpus_asked_for() -> None:
-    from megu_dist.data.stream import LOCAL_TASKS
+    from megu_dist.data.stream import LOCAL_CORES
 
-    assert request_of(*REQUEST, "--num-cpus", "3").body["runtime_env"]["env_vars"] == {
-        LOCAL_TASKS: "6"
-    }  # half a CPU each
+    assert request_of(*REQUEST, "--num-cpus", "3").body["runtime_env"]["env_vars"] == {LOCAL_CORES: "3"}
 
 
 def test_the_same_request_has_the_same_id_whatever_the_order() -> None:

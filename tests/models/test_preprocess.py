@@ -64,6 +64,21 @@ def test_equals_the_processor_of_transformers(name: str, size: tuple[int, int], 
     assert ((found - expected).abs() * scale).max() <= 2.5  # of 255: rounding, no shift
 
 
+@pytest.mark.parametrize("resample", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", [(57, 31), (31, 57), (40, 40), (300, 41)])
+def test_the_part_that_stays_is_that_of_the_whole_resized_image(size: tuple[int, int], resample: int) -> None:
+    image = smooth(size)
+    preprocess = Preprocess(32, 24, 3, (0.5,) * 3, (0.5,) * 3, resample, 40)
+    width, height = (max(edge, side * 40 // min(size)) for edge, side in zip((24, 32), size, strict=True))
+    whole = image.resize((width, height), Image.Resampling(resample))
+    left, top = (width - 24) // 2, (height - 32) // 2
+    expected = np.asarray(whole.crop((left, top, left + 24, top + 32)), int).transpose(2, 0, 1)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    difference = np.abs(preprocess.decode(buffer.getvalue(), "x").astype(int) - expected)
+    assert difference.max() <= (0 if resample == 0 else 1)  # Pillow may round between the two directions, or not
+
+
 def test_what_is_saved_is_loaded_by_both(tmp_path: Path) -> None:
     from transformers import AutoImageProcessor
 

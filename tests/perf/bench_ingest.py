@@ -23,11 +23,12 @@ from megu_dist.config.compose import load
 from megu_dist.data import stream
 from megu_dist.data.open import open_source
 from megu_dist.data.readers import Augment, ImageReader
+from megu_dist.engine.batch import _tensor
 from megu_dist.models.preprocess import Preprocess
 from megu_dist.raysession import ray_session
 
 pytestmark = pytest.mark.perf
-IMAGES, BATCH = 3000, 128
+IMAGES, BATCH = 9000, 128
 SIZE = (500, 375)  # as most of ImageNet's
 PREPROCESS = Preprocess(224, 224, 3, (0.5,) * 3, (0.5,) * 3, 2, 256)
 
@@ -85,7 +86,7 @@ def test_ingest_of_photographs(tmp_path: Path) -> None:
             blocks = stream.blocks(np.arange(IMAGES), reader, rows, prefetch=2)
             sizes = [BATCH] * (IMAGES // BATCH) + [IMAGES % BATCH]
             steps: Any = stream.ReadAhead(stream.in_steps(blocks, sizes))
-            return sum(len(torch.from_numpy(np.array(step["image"]))) for step in steps)
+            return sum(len(_tensor(step["image"], torch.device("cpu"))) for step in steps)
 
         def bare() -> int:
             return sum(len(pixels) for pixels, _ in loader)
