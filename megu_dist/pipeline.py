@@ -130,13 +130,13 @@ class Pipeline:
 
     def check_trainable(self) -> None:
         """Whether the model has the parts that are to be trained; only where parts are named is it looked at."""
+        s = self.settings
+        if s.train.trainable == "all" and s.train.layer_decay == 1:
+            return
         import torch
 
         from megu_dist.engine import trainable
 
-        s = self.settings
-        if s.train.trainable == "all" and s.train.layer_decay == 1:
-            return
         if s.train.trainable != "all" and s.model.path is None:
             raise UserError(f"train.trainable={s.train.trainable} needs a trained model: set model.path")
         build, _ = self.architecture()

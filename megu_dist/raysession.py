@@ -29,6 +29,7 @@ ENVIRONMENT = {
     # One malloc arena for every few threads: with many, a training worker holds on to half as much again.
     "MALLOC_ARENA_MAX": "2",
 }
+LATER = ("ray.serve", "ray.train.torch", "sklearn.linear_model", "matplotlib.backends.backend_agg")
 
 
 @contextmanager
@@ -75,9 +76,9 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
         # Ray has put its own handlers there, which end with status 15, or abort a tidying-up of more than three seconds.
         signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
     torch_imported.join()
-    # The driver needs these only to launch an oracle and training; importing them takes seconds, which the first
-    # stages leave idle.
-    threading.Thread(target=_import, args=("ray.serve", "ray.train.torch"), daemon=True).start()
+    # The driver needs these only to launch an oracle and training, to compute metrics and to draw; importing them takes
+    # seconds, which the first stages leave idle.
+    threading.Thread(target=_import, args=LATER, daemon=True).start()
     try:
         yield
     finally:
