@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from megu_dist.config.registry import register
-from megu_dist.metrics.base import Numbers, Parts, scope
+from megu_dist.metrics.base import Numbers, Parts, by_rows, scope
 
 
 @register("metric", "accuracy")
@@ -27,7 +27,13 @@ def accuracy(parts: Parts, seed: int) -> Numbers:
         labels = [part.label for name, part in found.items() if name in ("forget_test", "already_test")]
         gone = np.setdiff1d(np.concatenate(labels), retained.label)
         if len(gone):
-            probs = retained.probs.copy()
-            probs[:, gone] = -1
-            numbers["acc_retain_test_masked"] = float((probs.argmax(1) == retained.label).mean())
+            best = by_rows(lambda probs: _best(probs, gone), retained.probs)
+            numbers["acc_retain_test_masked"] = float((best == retained.label).mean())
     return numbers
+
+
+def _best(probs: np.ndarray, without: np.ndarray) -> np.ndarray:
+    """(N,) the likeliest of the other classes."""
+    probs = probs.copy()
+    probs[:, without] = -1
+    return probs.argmax(1)

@@ -20,7 +20,10 @@ PARTS = ("retain_train", "forget_train", "retain_test", "forget_test", "already_
 
 @dataclass(frozen=True)
 class Predictions:
-    """Arrays over the N images of one part: label, prediction, loss, entropy (nats), probs (N, C)."""
+    """Arrays over the N images of one part: label, prediction, loss, entropy (nats), probs (N, C).
+
+    ``probs`` may be on disk and larger than memory: see :func:`by_rows`.
+    """
 
     label: np.ndarray
     prediction: np.ndarray
@@ -39,6 +42,14 @@ class Predictions:
 
 Parts = dict[str, Predictions]
 Numbers = dict[str, float]
+CHUNK_BYTES = 64 << 20  # of probabilities that are in memory at a time
+
+
+def by_rows(function: Callable[..., np.ndarray], *arrays: np.ndarray) -> np.ndarray:
+    """``function(*arrays)``, (N,) from arrays of N rows, worked out for some rows at a time."""
+    rows = max(1, CHUNK_BYTES // max(1, arrays[0][:1].nbytes))
+    starts = range(0, max(1, len(arrays[0])), rows)
+    return np.concatenate([function(*(np.asarray(array[s : s + rows]) for array in arrays)) for s in starts])
 
 
 def scope(name: str) -> Callable[[Any], Any]:
@@ -56,7 +67,7 @@ def compute(models: dict[str, Parts], seed: int) -> tuple[dict[str, Numbers], Nu
     from megu_dist.config.registry import components
 
     for name, parts in models.items():
-        if not all(np.isfinite(part.probs).all() for part in parts.values()):
+        if not all(by_rows(lambda probs: np.isfinite(probs).all(1), part.probs).all() for part in parts.values()):
             raise UserError(
                 f"the {name} model's predictions are not numbers: its training diverged; set train.lr lower"
             )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from megu_dist.config.registry import register
-from megu_dist.metrics.base import Numbers, Parts, scope
+from megu_dist.metrics.base import Numbers, Parts, by_rows, scope
 
 TINY = 1e-12
 
@@ -21,13 +21,24 @@ TINY = 1e-12
 def distances(ours: Parts, reference: Parts, _: Numbers, __: Numbers) -> Numbers:
     """KL and JS divergence, activation distance to the retrained model on forgotten images."""
     name = "forget_test" if len(ours.get("forget_test", ())) else "forget_train"
-    p, q = (parts[name].probs.astype(np.float64) for parts in (reference, ours))
-    kl = (p * (np.log(p + TINY) - np.log(q + TINY))).sum(1).mean()
-    middle = (p + q) / 2
-    js = sum((x * (np.log(x + TINY) - np.log(middle + TINY))).sum(1).mean() for x in (p, q)) / 2
-    a, b = (parts["forget_train"].probs.astype(np.float64) for parts in (ours, reference))
+    p, q = reference[name].probs, ours[name].probs
+    trained = ours["forget_train"].probs, reference["forget_train"].probs
     return {
-        "kl_forget": float(max(kl, 0.0)),
-        "js_forget": float(max(js, 0.0)),
-        "activation_distance": float(np.linalg.norm(a - b, axis=1).mean()),
+        "kl_forget": float(max(by_rows(_kl, p, q).mean(), 0.0)),
+        "js_forget": float(max(by_rows(_js, p, q).mean(), 0.0)),
+        "activation_distance": float(by_rows(_distance, *trained).mean()),
     }
+
+
+def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    p, q = p.astype(np.float64), q.astype(np.float64)
+    return (p * (np.log(p + TINY) - np.log(q + TINY))).sum(1)
+
+
+def _js(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    middle = (p.astype(np.float64) + q) / 2
+    return (_kl(p, middle) + _kl(q, middle)) / 2
+
+
+def _distance(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(p.astype(np.float64) - q, axis=1)

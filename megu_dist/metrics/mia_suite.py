@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from megu_dist.config.registry import register
-from megu_dist.metrics.base import Numbers, Parts, Predictions, scope
+from megu_dist.metrics.base import Numbers, Parts, Predictions, by_rows, scope
 
 FEWEST = 20
 FOLDS = 5
@@ -41,15 +41,19 @@ def mia_suite(parts: Parts, seed: int) -> Numbers:
 
 def confidence(p: Predictions) -> np.ndarray:
     """(N,) largest probability."""
-    return p.probs.max(1)
+    return by_rows(lambda probs: probs.max(1), p.probs)
 
 
 def margin(p: Predictions) -> np.ndarray:
     """(N,) log-probability of the label minus that of the best other class."""
-    logs = np.log(p.probs.astype(np.float64) + TINY)
-    rows = np.arange(len(p))
-    own = logs[rows, p.label].copy()
-    logs[rows, p.label] = -np.inf
+    return by_rows(_margin, p.probs, p.label)
+
+
+def _margin(probs: np.ndarray, label: np.ndarray) -> np.ndarray:
+    logs = np.log(probs.astype(np.float64) + TINY)
+    rows = np.arange(len(label))
+    own = logs[rows, label].copy()
+    logs[rows, label] = -np.inf
     return own - logs.max(1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,13 +168,39 @@ class Kept:
 
 
 def read(file: Path) -> Parts:
-    """The predictions in ``predictions/<model>.parquet``."""
-    table = pq.read_table(file)
+    """The predictions in ``predictions/<model>.parquet``; probabilities stay on disk, in a nameless file beside it."""
+    table = pq.read_table(file, columns=["part", "label", "prediction", "loss", "entropy"])
     part = table["part"].to_numpy(zero_copy_only=False)
-    label, prediction, loss, entropy = (table[n].to_numpy() for n in ("label", "prediction", "loss", "entropy"))
-    probs = table["probs"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-    masks = {name: part == name for name in PARTS}
-    return {n: Predictions(label[m], prediction[m], loss[m], entropy[m], probs[m]) for n, m in masks.items() if m.any()}
+    columns = {name: table[name].to_numpy() for name in ("label", "prediction", "loss", "entropy")}
+    where = {name: np.flatnonzero(part == name) for name in PARTS}
+    order = np.concatenate(list(where.values()))
+    probs = _on_disk(file, order)
+    parts, start = {}, 0
+    for name, rows in where.items():
+        if len(rows):
+            mine = {column: values[rows] for column, values in columns.items()}
+            parts[name] = Predictions(**mine, probs=probs[start : start + len(rows)])
+        start += len(rows)
+    return parts
+
+
+def _on_disk(file: Path, order: np.ndarray) -> np.ndarray:
+    """Column ``probs``, rows in ``order``, (N, C) float32: mapped into memory, and gone with the last view of it."""
+    parquet = pq.ParquetFile(file)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    classes = parquet.schema_arrow.field("probs").type.list_size
+    with tempfile.TemporaryFile(dir=file.parent) as target:
+        target.truncate(4 * len(order) * classes)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and would kill the process later
+            os.posix_fallocate(target.fileno(), 0, 4 * len(order) * classes)
+        probs = np.memmap(target, np.float32, "r+", shape=(len(order), classes))
+    start = 0
+    for group in range(parquet.num_row_groups):
+        block = parquet.read_row_group(group, columns=["probs"])["probs"].combine_chunks()
+        probs[place[start : start + len(block)]] = block.flatten().to_numpy().reshape(len(block), classes)
+        start += len(block)
+    return probs
 
 
 class _File:
