@@ -57,8 +57,8 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
             ray.init(address=address, log_to_driver=True, runtime_env=worker_env, logging_level="warning")
         except (ConnectionError, ValueError) as error:
             raise UserError(
-                f"run.address={address}: cannot connect to Ray ({str(error).splitlines()[0]}); "
-                f"see `megu doctor --address {address}`"
+                f"run.address={address}: cannot connect to Ray ({str(error).splitlines()[0]}); a cluster that asks for a "
+                f"token wants RAY_AUTH_MODE=token here, too; see `megu doctor --address {address}`"
             ) from None
     else:
         needed = int(train.num_workers * train.num_cpus + settings.oracle.num_replicas * settings.oracle.num_cpus) + 4
