@@ -75,14 +75,13 @@ class Predictor:
             self.models[name] = (model, checkpoint.preprocess)
 
     def __call__(self, block: Arrays) -> Arrays:
-        """Adds probs (N, C) float32 and loss (N,) of each model; drops the images."""
+        """Adds probs (N, C) float32, prediction, loss and entropy (N,) of each model; drops the images."""
         out: Arrays = {key: block[key] for key in ("row", "id", "label", "part", "bad") if key in block}
         for name in self.models:
             size = self.batch_size
             starts = range(0, len(block["row"]), size)
             parts = [self._predict(name, block["image"][s : s + size], block["label"][s : s + size]) for s in starts]
-            out[f"{name}/probs"] = np.concatenate([p for p, _ in parts])
-            out[f"{name}/loss"] = np.concatenate([loss for _, loss in parts])
+            out |= {f"{name}/{key}": np.concatenate([part[key] for part in parts]) for key in parts[0]}
         return out
 
     def probabilities(self, name: str, images: np.ndarray) -> np.ndarray:
@@ -90,9 +89,9 @@ class Predictor:
         starts = range(0, len(images), self.batch_size)
         labels = np.zeros(self.batch_size, np.int64)
         parts = [images[s : s + self.batch_size] for s in starts]
-        return np.concatenate([self._predict(name, part, labels[: len(part)])[0] for part in parts])
+        return np.concatenate([self._predict(name, part, labels[: len(part)])["probs"] for part in parts])
 
-    def _predict(self, name: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _predict(self, name: str, images: np.ndarray, labels: np.ndarray) -> Arrays:
         import torch
 
         model, preprocess = self.models[name]
@@ -101,7 +100,10 @@ class Predictor:
             inputs = preprocess.normalise(pixels).contiguous(memory_format=torch.channels_last)
             logs = model(pixel_values=inputs).logits.float().log_softmax(1)
             loss = -logs.gather(1, torch.from_numpy(np.array(labels)).to(self.device)[:, None])[:, 0]
-            return logs.exp().cpu().numpy(), loss.cpu().numpy()
+            probs = logs.exp()
+            entropy, prediction = -(probs * logs).sum(1), probs.argmax(1)
+            found = {"probs": probs, "prediction": prediction, "loss": loss, "entropy": entropy}
+            return {key: value.cpu().numpy() for key, value in found.items()}
 
 
 def predict(
@@ -212,7 +214,8 @@ class _File:
 
     def add(self, table: pa.Table) -> None:
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self.path, table.schema, compression="zstd")
+            words = ["id", "part"]  # a dictionary of probabilities takes time and saves nothing
+            self._writer = pq.ParquetWriter(self.path, table.schema, compression="zstd", use_dictionary=words)
         self._writer.write_table(table)
 
     def close(self) -> None:
@@ -222,16 +225,15 @@ class _File:
 
 def _table(name: str, block: Arrays) -> pa.Table:
     """What is kept of one model's predictions of a block."""
-    probs, loss = block[f"{name}/probs"], block[f"{name}/loss"]
-    entropy = -(probs * np.log(np.maximum(probs, 1e-12))).sum(1)
+    probs = block[f"{name}/probs"]
     return pa.table(
         {
             "id": pa.array(block["id"].tolist(), pa.string()),
             "part": pa.array([PARTS[p] for p in block["part"]], pa.string()),
             "label": block["label"],
-            "prediction": probs.argmax(1),
-            "loss": loss.astype(np.float32),
-            "entropy": entropy.astype(np.float32),
+            "prediction": block[f"{name}/prediction"],
+            "loss": block[f"{name}/loss"],
+            "entropy": block[f"{name}/entropy"],
             "probs": pa.FixedSizeListArray.from_arrays(pa.array(probs.ravel(), pa.float32()), probs.shape[1]),
         }
     )

@@ -26,6 +26,7 @@ def write(file: Path, rows: int, classes: int, seed: int = 0, blocks: int = 5) -
         loss = -np.log(own[np.arange(len(block)), label[block]])
         ids = np.array([str(row) for row in block], object)
         found = {"id": ids, "part": part[block], "label": label[block], "m/probs": own, "m/loss": loss}
+        found |= {"m/prediction": own.argmax(1), "m/entropy": -(own * np.log(own)).sum(1)}
         out.add(predict._table("m", found))
     out.close()
     return {"probs": probs, "part": part, "label": label}
