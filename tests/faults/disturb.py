@@ -133,7 +133,8 @@ class Command:
         """Starts it; an earlier start of the same command must have ended."""
         scratch = self.root / "scratch"
         scratch.mkdir(exist_ok=True)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", MARK))}
+        kept = {key for key in os.environ if not key.startswith(("RAY_", MARK)) or key.startswith("RAY_AUTH")}
+        environment = {key: os.environ[key] for key in kept}
         environment |= {MARK: self.mark, "TMPDIR": str(scratch), "RAY_TMPDIR": "/tmp"} | self.environment
         line = [*self.prefix, sys.executable, "-m", "megu_dist.cli", *self.words]
         line += [f"run.dir={self.folder.parent}", f"run.name={self.name}"]

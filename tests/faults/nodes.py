@@ -121,6 +121,7 @@ def cluster(root: Path, count: int = 2) -> Iterator[Nodes]:
     scratch.mkdir(exist_ok=True)
     mark = uuid.uuid4().hex
     given = ENVIRONMENT | {disturb.MARK: mark, "TMPDIR": str(scratch), "RAY_TMPDIR": "/tmp"}
+    given["RAY_AUTH_MODE"] = "disabled"  # else nodes ask for a token as soon as any Ray has left one on this machine
     before = {name: os.environ.get(name) for name in given}
     os.environ |= given
     made = None
