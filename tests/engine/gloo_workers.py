@@ -89,8 +89,11 @@ def cut(rank: int, world: int, name: str = "ddp", passes: int = 3) -> dict[str, 
     return whole(engine)
 
 
-def normalised(rank: int, world: int, layer: nn.Module, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """One batch-norm layer's output, gradients and statistics on this rank's share of a joint batch."""
+def normalised(rank: int, world: int, layer: nn.Module, shape: tuple[int, ...], last: bool) -> dict[str, Tensor]:
+    """One batch-norm layer's output, gradients and statistics on this rank's share of a joint batch.
+
+    ``last``: images lie channels-last in memory, as those of a fit do.
+    """
     generator = torch.Generator().manual_seed(9)
     joint = torch.randn(shape, generator=generator) * 3 + 5
     towards = torch.randn(shape, generator=generator)
@@ -98,7 +101,8 @@ def normalised(rank: int, world: int, layer: nn.Module, shape: tuple[int, ...]) 
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
     batch_norm.apply(layer, "sync", world, CPU)
-    x = joint[rank::world].clone().requires_grad_(True)
+    x = joint[rank::world].clone()
+    x = (x.contiguous(memory_format=torch.channels_last) if last else x).requires_grad_(True)
     out = layer(x)
     (out * towards[rank::world]).sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in layer.named_parameters()}
@@ -120,12 +124,13 @@ LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "1d": (lambda: nn.BatchNorm1d(3), (BATCH, 3)),
     "one": (lambda: nn.BatchNorm2d(3), (3, 3, 2, 2)),  # two images here, one there
     "mean": (lambda: nn.BatchNorm2d(3, momentum=None), (BATCH, 3, 4, 4)),
+    "channels last": (lambda: nn.BatchNorm2d(3), (BATCH, 3, 4, 4)),
 }
 
 
 def run_all(rank: int, world: int) -> dict[str, Any]:
     out: dict[str, Any] = {
-        "bn": {name: normalised(rank, world, make(), shape) for name, (make, shape) in LAYERS.items()}
+        "bn": {name: normalised(rank, world, make(), shape, "last" in name) for name, (make, shape) in LAYERS.items()}
     }
     for name in ENGINES:
         try:
@@ -268,5 +273,5 @@ def launch(
 def alone() -> dict[str, Any]:
     """The same in this process: the reference."""
     os.environ["GLOO_FOLDER"] = tempfile.mkdtemp(prefix="megu-test-")
-    bn = {name: normalised(0, 1, make(), shape) for name, (make, shape) in LAYERS.items()}
+    bn = {name: normalised(0, 1, make(), shape, "last" in name) for name, (make, shape) in LAYERS.items()}
     return {"bn": bn, "ddp": run_engine("ddp", 0, 1), "cut": cut(0, 1, passes=1)}
