@@ -24,6 +24,7 @@ from megu_dist.data.bad_rows import BadRows
 from megu_dist.data.base import Source
 from megu_dist.data.coarse import refuse_fine_names, resolve_subclasses
 from megu_dist.data.open import open_source
+from megu_dist.data.plan import complement, sample
 from megu_dist.data.split import ALREADY_SCHEMA, Gone, Split, ids_hash, make_split, read_ids
 from megu_dist.data.stream import here
 from megu_dist.errors import UserError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from megu_dist.oracle.cost import Estimate
 
 TRAINED = ("train", "finetune")  # stages whose work a group of training workers does
+PROBE = 1 << 20  # stands where an epoch does in the choice of images that a probe learns from
 SHORTLIST_IMAGES = 256  # forget images per class that tell where the classifier sends them
 
 
@@ -367,6 +369,10 @@ class Pipeline:
         settings = replace(s.perturb, noise=self.noise)
         inputs["perturb"] = _keyed(settings)
         transition = Transition.from_json(json.loads((self.folder / "transition.json").read_text()))
+        retained = None
+        if s.perturb.probe_images:
+            kept = complement(self.source.num_rows("train"), split.left_out)
+            retained = sample(kept, s.perturb.probe_images, s.seed.unlearn, PROBE)
 
         def work(out: Path) -> dict[str, Any]:
             actors = auto_actors(s.perturb.num_actors, s.perturb.num_gpus)
@@ -382,9 +388,11 @@ class Pipeline:
                 out / "perturbed",
                 self.reporter.update,
                 self.fine,
+                retained,
             )
 
-        return self._stage("perturb", inputs, ["perturbed"], len(split.rows), "images", work)
+        total = len(split.rows) + (0 if retained is None else len(retained))
+        return self._stage("perturb", inputs, ["perturbed"], total, "images", work)
 
     def finetune(
         self,

@@ -92,7 +92,7 @@ class _Extractor:
         """{row, id, label, image} → {row, id, label, "<model>/<layer>": (N, D)}."""
         import torch
 
-        from megu_dist.analysis.layers import recorded
+        from megu_dist.models.layers import recorded
 
         out = {key: block[key] for key in ("row", "id", "label")}
         for name, (model, preprocess) in self.models.items():

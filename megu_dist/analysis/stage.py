@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 
 from megu_dist.analysis import geometry, maps
 from megu_dist.analysis.features import Features, extract, sample
-from megu_dist.analysis.layers import PENULTIMATE
 from megu_dist.analysis.request import Request
 from megu_dist.config.schema import AnalyzeSettings, EvaluateSettings
 from megu_dist.data.base import Source
 from megu_dist.errors import UserError
 from megu_dist.models.checkpoint import Checkpoint
+from megu_dist.models.layers import PENULTIMATE
 from megu_dist.store import write_json
 
 SCHEMA = 1

@@ -17,7 +17,7 @@ EXECUTION_ONLY = {"num_actors", "num_gpus", "num_cpus", "num_replicas", "max_rep
 
 # Settings younger than many a run: at these values they are no part of a content key, so that those runs still count.
 YOUNGER = {"trainable": "all", "last_blocks": 1, "lora_rank": 16, "layer_decay": 1.0, "noise": "both",
-           "already_classes": [], "already_file": None}  # fmt: skip
+           "already_classes": [], "already_file": None, "probe_images": 0, "probe_depth": 2 / 3}  # fmt: skip
 
 
 def keyed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +123,8 @@ class PerturbSettings:
     draws: int = 1  # independent (label, noise_pos) draws per image, used in turn by epoch
     tau: float = 1.0  # softmax temperature of ratings in [0, 10]
     kappa: float = 1.0  # exponent of the original model's own probabilities
+    probe_images: int = 0  # retained images that a linear probe of its features learns from; 0: no probe
+    probe_depth: float = 2 / 3  # where the probe reads them, as a share of the model's blocks
     epsilon: float = 4 / 255  # bound of the noise, pixel units
     steps: int = 3  # projected sign-gradient steps
     noise: str = "auto"  # auto | both | positive | negative | none; auto: what the method's strengths make use of

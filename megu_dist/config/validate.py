@@ -65,6 +65,8 @@ RANGES: dict[str, _Rule] = {
     "perturb.draws": AT_LEAST_ONE,
     "perturb.tau": POSITIVE,
     "perturb.kappa": NOT_NEGATIVE,
+    "perturb.probe_images": NOT_NEGATIVE,
+    "perturb.probe_depth": ("greater than 0 and at most 1", lambda v: 0 < v <= 1),
     "perturb.epsilon": ("greater than 0 and at most 1 (pixel units)", lambda v: 0 < v <= 1),
     "perturb.steps": AT_LEAST_ONE,
     "perturb.batch_size": AT_LEAST_ONE,

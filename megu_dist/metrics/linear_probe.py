@@ -35,7 +35,7 @@ def linear_probe(job: DeepJob) -> Numbers:
 
 def features(job: DeepJob, model: nn.Module, images: Tensor) -> np.ndarray:
     """(N, D) input of the last linear layer."""
-    from megu_dist.analysis.layers import PENULTIMATE, recorded
+    from megu_dist.models.layers import PENULTIMATE, recorded
 
     parts = []
     with recorded(model, 1) as found:

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 from megu_dist.config.schema import PerturbSettings
 from megu_dist.data.perturbed import make_table
 from megu_dist.oracle.transition import Transition
+from megu_dist.perturb.frozen import Frozen
 from megu_dist.perturb.labels import draw_labels, label_distribution
 from megu_dist.perturb.noise import fragment_align, quantise
+from megu_dist.perturb.probe import Probe, features_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,18 +34,10 @@ class Perturber:
         out: str,
         actors: int,
         fine: bool = False,
+        probe: Probe | None = None,
     ) -> None:
-        import torch
-
-        import megu_dist  # noqa: F401  (registers the CIFAR ResNet)
-        from megu_dist.engine.base import set_threads
-        from megu_dist.models.checkpoint import open_checkpoint
-
-        set_threads(0, actors)
-        checkpoint = open_checkpoint(model_folder)
-        self.device = torch.device("cuda" if settings.num_gpus > 0 and torch.cuda.is_available() else "cpu")
-        self.model = checkpoint.load().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
-        self.preprocess = checkpoint.preprocess
+        self.frozen = Frozen(model_folder, settings, actors)
+        self.probe = probe
         self.transition, self.forgotten, self.settings, self.seed = transition, forgotten, settings, seed
         self.fine, self.out = fine, Path(out)
 
@@ -53,20 +47,17 @@ class Perturber:
         count = len(block["row"])
         parts = [self._perturb({k: v[s : s + size] for k, v in block.items()}) for s in range(0, count, size)]
         arrays = dict(block) | {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-        table = make_table(arrays, self.preprocess.shape, self.settings.epsilon)
+        table = make_table(arrays, self.frozen.preprocess.shape, self.settings.epsilon)
         name = f"part-{int(block['row'].min()):010d}.parquet"
         pq.write_table(table, self.out / f".{name}", row_group_size=256, compression="zstd")
         (self.out / f".{name}").rename(self.out / name)
         return pa.table({"rows": [count]})
 
     def _perturb(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        import torch
-
         s = self.settings
-        pixels = torch.from_numpy(np.array(block["image"])).to(self.device).float() / 255
+        pixels = self.frozen.pixels(block["image"])
         labels = np.asarray(block["label"])
-        with torch.no_grad():
-            log_probs = self._logits(pixels).log_softmax(1).double().cpu().numpy()
+        log_probs = self._log_probs(pixels)
         rows_of_t = self.transition.rows_for(np.asarray(block["fine"]) if self.fine else labels)
         q = label_distribution(log_probs, rows_of_t, None if self.fine else labels, self.forgotten, s.kappa)
         drawn = draw_labels(q, list(block["id"]), self.seed, s.draws, s.label_policy)
@@ -77,15 +68,24 @@ class Perturber:
             made["noise_neg"] = self._noise(pixels, labels, False)
         return made
 
+    def _log_probs(self, pixels: Tensor) -> np.ndarray:
+        """log p(j | x), (N, C) float64: the model's own, or halfway between that and the probe's."""
+        import torch
+
+        def own(logits: Tensor) -> np.ndarray:
+            found: np.ndarray = logits.log_softmax(1).double().cpu().numpy()
+            return found
+
+        with torch.no_grad():
+            if self.probe is None:
+                return own(self.frozen.logits(pixels))
+            with features_at(self.frozen.model, self.settings.probe_depth) as features:
+                log_probs = own(self.frozen.logits(pixels))
+            return (log_probs + self.probe.log_probs(features().float().cpu().numpy(), log_probs.shape[1])) / 2
+
     def _noise(self, pixels: Tensor, target: np.ndarray, towards: bool) -> np.ndarray:
         import torch
 
-        goal = torch.from_numpy(np.array(target)).to(self.device)
-        noise = fragment_align(self._logits, pixels, goal, towards, self.settings.epsilon, self.settings.steps)
+        goal = torch.from_numpy(np.array(target)).to(self.frozen.device)
+        noise = fragment_align(self.frozen.logits, pixels, goal, towards, self.settings.epsilon, self.settings.steps)
         return quantise(noise, self.settings.epsilon).cpu().numpy()
-
-    def _logits(self, pixels: Tensor) -> Tensor:
-        from megu_dist.engine.base import autocast
-
-        with autocast(self.settings.precision, self.device):
-            return self.model(pixel_values=self.preprocess.normalise(pixels)).logits.float()

@@ -14,6 +14,7 @@ from megu_dist.data.readers import ImageReader
 from megu_dist.models.checkpoint import Checkpoint
 from megu_dist.oracle.transition import Transition
 from megu_dist.perturb.actor import Perturber
+from megu_dist.perturb.probe import fit_probe
 
 
 def perturb(
@@ -28,8 +29,11 @@ def perturb(
     out: Path,
     progress: Callable[[int], None],
     fine: bool = False,
+    retained: np.ndarray | None = None,
 ) -> dict[str, int]:
     """Perturbs the forget rows; ``fine``: they are sub-classes, and T has a row per fine label.
+
+    ``retained``: rows that a probe of the features learns from before (:mod:`megu_dist.perturb.probe`).
 
     Raises when a row is missing afterwards: a forget image is never dropped.
     """
@@ -37,6 +41,8 @@ def perturb(
     reader = ImageReader(source, "train", checkpoint.preprocess, keep_id=True)
     row_bytes = int(np.prod(checkpoint.preprocess.shape)) * (2 + settings.draws)
     chunk = min(stream.task_rows(row_bytes), max(16, -(-len(rows) // (4 * actors))))
+    seen = 0 if retained is None else len(retained)
+    probe = fit_probe(source, retained, checkpoint, settings, actors, progress) if retained is not None else None
     arguments = {
         "model_folder": str(checkpoint.folder),
         "transition": transition,
@@ -46,11 +52,12 @@ def perturb(
         "out": str(out),
         "actors": actors,
         "fine": fine,
+        "probe": probe,
     }
     done = 0
     for batch in stream.blocks(rows, reader, chunk, Perturber, arguments, actors, settings.num_gpus):
         done += int(batch["rows"].sum())
-        progress(done)
+        progress(seen + done)
     if done != len(rows):
         raise RuntimeError(f"{len(rows)} images were to be perturbed, {done} were")
     return {"images": done}

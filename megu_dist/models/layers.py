@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -40,16 +41,38 @@ def head(model: nn.Module) -> nn.Module | None:
 
 def pool(output: Any) -> Tensor | None:
     """A block's output as (N, D): the mean over space (N, D, H, W) or tokens (N, T, D); None for what is no feature."""
+    output = _features(output)
+    if output is None:
+        return None
+    if output.ndim == 3:
+        output = output.mean(1)
+    return output.flatten(2).mean(2).float() if output.ndim > 2 else output.float()
+
+
+def pool_quarters(output: Any) -> Tensor | None:
+    """A block's output as (N, 4·D): means over the quarters of the image (N, D, H, W) or of its square of tokens.
+
+    Tokens (N, T, D) that stand before the square (a class token) are left out. Without a square, as :func:`pool`.
+    """
+    from torch.nn import functional as F
+
+    found = _features(output)
+    if found is not None and found.ndim == 3:
+        side = math.isqrt(found.shape[1])
+        found = found[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+    if found is None or found.ndim < 4 or min(found.shape[2:]) < 2:
+        return pool(output)
+    return F.adaptive_avg_pool2d(found.float(), 2).flatten(1)
+
+
+def _features(output: Any) -> Tensor | None:
+    """What a block hands on, from a tensor, a tuple or a model output."""
     import torch
 
     if not isinstance(output, torch.Tensor):
         values = list(output.values()) if hasattr(output, "values") else output
         output = values[0] if isinstance(values, list | tuple) and values else None
-    if not isinstance(output, torch.Tensor) or output.ndim < 2:
-        return None
-    if output.ndim == 3:
-        output = output.mean(1)
-    return output.flatten(2).mean(2).float() if output.ndim > 2 else output.float()
+    return output if isinstance(output, torch.Tensor) and output.ndim > 1 else None
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from megu_dist.analysis.layers import PENULTIMATE, blocks, head, pool, recorded
 from megu_dist.models.architectures.cifar_resnet import CifarResNet, CifarResNetSettings
+from megu_dist.models.layers import PENULTIMATE, blocks, head, pool, pool_quarters, recorded
 
 NAMES = ["a", "b", "c"]
 
@@ -80,3 +80,13 @@ def test_pooling() -> None:
     torch.testing.assert_close(pool((tokens, None)), tokens.mean(1))
     assert pool(torch.rand(3)) is None
     assert pool("nothing") is None
+
+
+def test_quarters_of_the_image() -> None:
+    grid = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert pool_quarters(grid).tolist() == [[2.5, 4.5, 10.5, 12.5]]  # type: ignore[union-attr]
+    tokens = torch.cat([torch.full((1, 1, 1), 99.0), grid.flatten(2).transpose(1, 2)], 1)  # a class token before them
+    assert pool_quarters((tokens,)).tolist() == [[2.5, 4.5, 10.5, 12.5]]  # type: ignore[union-attr]
+    assert pool_quarters(torch.rand(2, 3)).shape == (2, 3)  # type: ignore[union-attr]
+    assert pool_quarters(torch.rand(2, 3, 1, 1)).shape == (2, 3)  # type: ignore[union-attr]
+    assert pool_quarters("no feature") is None
