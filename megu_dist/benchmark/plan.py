@@ -67,7 +67,10 @@ def _group(name: str, value: Any) -> Group:
     for key in value:
         if key not in PARTS:
             raise UserError(f"{where}.{key}: unknown key; {nearest(key, PARTS)}")
-    if not value.get("targets"):
+    # What a null takes the place of is left out, as a group is.
+    targets, variants = ({str(k): v for k, v in (value.get(part) or {}).items() if v is not None}
+                         for part in ("targets", "variants"))  # fmt: skip
+    if not targets:
         raise UserError(f"{where}.targets is empty: name the forget requests, as in {{cat: ['forget.classes=[cat]']}}")
     if not value.get("search"):
         raise UserError(
@@ -75,12 +78,12 @@ def _group(name: str, value: Any) -> Group:
             "the targets"
         )
     lists = {key: _words(f"{where}.{key}", value.get(key) or []) for key in LISTS}
-    targets = {str(k): _words(f"{where}.targets.{k}", v) for k, v in value["targets"].items()}
-    variants = {str(k): _words(f"{where}.variants.{k}", v) for k, v in (value.get("variants") or {}).items()}
-    for label, words in variants.items():
+    aims = {k: _words(f"{where}.targets.{k}", v) for k, v in targets.items()}
+    others = {k: _words(f"{where}.variants.{k}", v) for k, v in variants.items()}
+    for label, words in others.items():
         if not _value(words, "method"):
             raise UserError(f"{where}.variants.{label}: must say which method it is a variant of, as in method=megu")
-    return Group(name, targets=targets, variants=variants, **lists)
+    return Group(name, targets=aims, variants=others, **lists)
 
 
 def _words(where: str, value: Any) -> tuple[str, ...]:

@@ -128,7 +128,8 @@ def forecast(
     # A backward pass is two forward passes, or three with recomputed activations; towards pixels alone it is one.
     tuning = epoch * train.epochs * one * (4 if train.gradient_checkpointing else 3)
     noises = {"both": perturb.draws + 1, "positive": perturb.draws, "negative": 1}.get(noise or "", 0)
-    made = 0.0 if noise is None else forget * one * (1 + 2 * perturb.steps * noises)
+    probed = min(retain, perturb.probe_images)
+    made = 0.0 if noise is None else one * (probed + forget * (1 + 2 * perturb.steps * noises))
     hours = (tuning + made) / (PEAK * SHARE) / 3600
     some = step.trained not in (None, step.parameters)
     of_them = f", {(step.trained or 0) / 1e6:,.1f} M of them trained" if some else ""
@@ -136,7 +137,7 @@ def forecast(
         ("parameters", f"{step.parameters / 1e6:,.1f} M" + of_them),
         ("memory per worker", f"{_gib(held.total)} GiB: {parts} ({step.images} images a pass); buckets and workspaces apart"),
         ("fine-tuning", f"{train.epochs} × {steps:,} steps, {train.epochs * epoch:,} images, workers: {train.num_workers}"),
-        ("operations", f"{tuning / 1e15:,.3g} PFLOP of fine-tuning, {made / 1e15:,.3g} of noise: {hours:,.3g} GPU hours "
+        ("operations", f"{tuning / 1e15:,.3g} PFLOP of fine-tuning, {made / 1e15:,.3g} of perturbing: {hours:,.3g} GPU hours "
          f"at {SHARE:.0%} of an H100's {PEAK / 1e12:.0f} TFLOP/s"),
     ]  # fmt: skip
 

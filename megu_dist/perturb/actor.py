@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 
 from megu_dist.config.schema import PerturbSettings
 from megu_dist.data.perturbed import make_table
+from megu_dist.data.stream import in_this_process
 from megu_dist.oracle.transition import Transition
 from megu_dist.perturb.frozen import Frozen
 from megu_dist.perturb.labels import draw_labels, label_distribution
 from megu_dist.perturb.noise import fragment_align, quantise
-from megu_dist.perturb.probe import Probe, features_at
+from megu_dist.perturb.probe import Lesson, Probe, features_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,9 +35,12 @@ class Perturber:
         out: str,
         actors: int,
         fine: bool = False,
-        probe: Probe | None = None,
+        probe: Probe | Lesson | None = None,
     ) -> None:
         self.frozen = Frozen(model_folder, settings, actors)
+        if isinstance(probe, Lesson):
+            with in_this_process():
+                probe = probe.learn(self.frozen, 1)
         self.probe = probe
         self.transition, self.forgotten, self.settings, self.seed = transition, forgotten, settings, seed
         self.fine, self.out = fine, Path(out)

@@ -22,7 +22,7 @@ from megu_dist.config.schema import PerturbSettings
 from megu_dist.data import stream
 from megu_dist.data.base import Source
 from megu_dist.data.readers import ImageReader, without_bad
-from megu_dist.models.checkpoint import Checkpoint
+from megu_dist.models.preprocess import Preprocess
 from megu_dist.perturb.frozen import Frozen
 
 if TYPE_CHECKING:
@@ -100,8 +100,9 @@ def features_at(model: nn.Module, depth: float) -> Iterator[Callable[[], Tensor]
 class FeatureReader:
     """Holds the frozen original model; called by Ray Data with decoded blocks."""
 
-    def __init__(self, model_folder: str, settings: PerturbSettings, actors: int) -> None:
-        self.frozen, self.settings = Frozen(model_folder, settings, actors), settings
+    def __init__(self, model: str | Frozen, settings: PerturbSettings, actors: int) -> None:
+        self.frozen = Frozen(model, settings, actors) if isinstance(model, str) else model
+        self.settings = settings
 
     def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
         """{label, image} → label, features as fixed-size lists of float32."""
@@ -118,26 +119,27 @@ class FeatureReader:
         return pa.table({"label": block["label"].astype(np.int64), "features": flat})
 
 
-def fit_probe(
-    source: Source,
-    rows: np.ndarray,
-    checkpoint: Checkpoint,
-    settings: PerturbSettings,
-    actors: int,
-    progress: Callable[[int], None],
-) -> Probe | None:
-    """The probe of the retained ``rows``; None where they are of one class, of which there is nothing to tell."""
-    reader = ImageReader(source, "train", checkpoint.preprocess, skip_bad=True)
-    row_bytes = int(np.prod(checkpoint.preprocess.shape))
-    chunk = min(stream.task_rows(row_bytes), max(16, -(-len(rows) // (4 * actors))))
-    arguments = {"model_folder": str(checkpoint.folder), "settings": settings, "actors": actors}
-    labels, features = [], []
-    done = 0
-    for batch in stream.blocks(rows, reader, chunk, FeatureReader, arguments, actors, settings.num_gpus, "pyarrow"):
-        labels.append(batch["label"].to_numpy())
-        column = batch["features"].combine_chunks()
-        features.append(column.flatten().to_numpy().reshape(len(batch), -1))
-        done += len(batch)
-        progress(done)
-    y = np.concatenate(labels)
-    return fit(np.concatenate(features), y) if len(np.unique(y)) > 1 else None
+@dataclass(frozen=True)
+class Lesson:
+    """What a probe is to be learnt from: retained ``rows`` of the source."""
+
+    source: Source
+    rows: np.ndarray
+    preprocess: Preprocess
+    settings: PerturbSettings
+
+    def learn(self, model: str | Frozen, actors: int, progress: Callable[[int], None] = lambda _: None) -> Probe | None:
+        """The probe; None where the rows are of one class, of which there is nothing to tell. ``model``: or its folder."""
+        reader = ImageReader(self.source, "train", self.preprocess, skip_bad=True)
+        pixels = int(np.prod(self.preprocess.shape))
+        chunk = min(stream.task_rows(pixels), max(16, -(-len(self.rows) // (4 * actors))))
+        arguments = {"model": model, "settings": self.settings, "actors": actors}
+        gpus = self.settings.num_gpus
+        labels, features, done = [], [], 0
+        for batch in stream.blocks(self.rows, reader, chunk, FeatureReader, arguments, actors, gpus, "pyarrow"):
+            labels.append(batch["label"].to_numpy())
+            features.append(batch["features"].combine_chunks().flatten().to_numpy().reshape(len(batch), -1))
+            done += len(batch)
+            progress(done)
+        y = np.concatenate(labels)
+        return fit(np.concatenate(features), y) if len(np.unique(y)) > 1 else None

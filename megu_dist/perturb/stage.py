@@ -14,7 +14,7 @@ from megu_dist.data.readers import ImageReader
 from megu_dist.models.checkpoint import Checkpoint
 from megu_dist.oracle.transition import Transition
 from megu_dist.perturb.actor import Perturber
-from megu_dist.perturb.probe import fit_probe
+from megu_dist.perturb.probe import Lesson
 
 
 def perturb(
@@ -41,8 +41,12 @@ def perturb(
     reader = ImageReader(source, "train", checkpoint.preprocess, keep_id=True)
     row_bytes = int(np.prod(checkpoint.preprocess.shape)) * (2 + settings.draws)
     chunk = min(stream.task_rows(row_bytes), max(16, -(-len(rows) // (4 * actors))))
-    seen = 0 if retained is None else len(retained)
-    probe = fit_probe(source, retained, checkpoint, settings, actors, progress) if retained is not None else None
+    seen, probe = 0, None
+    if retained is not None:
+        seen = len(retained)
+        lesson = Lesson(source, retained, checkpoint.preprocess, settings)
+        # A single actor learns it by itself: a second process would start for longer than small models take.
+        probe = lesson if actors == 1 else lesson.learn(str(checkpoint.folder), actors, progress)
     arguments = {
         "model_folder": str(checkpoint.folder),
         "transition": transition,

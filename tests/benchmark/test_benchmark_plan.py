@@ -111,6 +111,15 @@ def test_no_group() -> None:
         read_groups(settings(groups={}))
 
 
+def test_null_leaves_out_a_group_a_target_or_a_variant() -> None:
+    changed = GROUP | {"targets": GROUP["targets"] | {"three": None}, "variants": {"megu, uniform": None}}
+    (group,) = read_groups(settings(groups={"g": changed, "h": None}))
+    assert list(group.targets) == ["one"]
+    assert not group.variants
+    with pytest.raises(UserError, match="targets is empty"):
+        read_groups(settings(groups={"g": GROUP | {"targets": {"three": None}}}))
+
+
 def test_later_words_win() -> None:
     assert merge(["a=1", "b=2"], ["a=3"], ["+c=1"]) == ["b=2", "a=3", "+c=1"]
 

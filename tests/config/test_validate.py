@@ -30,6 +30,7 @@ WRONG = {
     RANGES["oracle.image_side"]: [8],
     RANGES["oracle.prior"]: [-0.1, 1.5],
     RANGES["perturb.epsilon"]: [0, 1.5],
+    RANGES["perturb.probe_depth"]: [0, 1.5],
     RANGES["train.layer_decay"]: [0, 1.5],
     RANGES["method.gamma"]: [0, 1.5],
     RANGES["method.saliency"]: [0, 1.5],

@@ -118,6 +118,6 @@ def test_the_forecast_counts_steps_images_and_operations() -> None:
     one = measure(vit, (3, 16, 16), 16, settings.train)
     assert "(16 images a pass)" in lines["memory per worker"]
     tuning, noise = 3 * 640 * 3 * one.flops / 16, 140 * (1 + 2 * 2 * 3) * one.flops / 16
-    told = [float(number) for number in re.findall(r"[\d.e-]+(?= PFLOP| of noise)", lines["operations"])]
+    told = [float(number) for number in re.findall(r"[\d.e-]+(?= PFLOP| of perturbing)", lines["operations"])]
     assert told == pytest.approx([tuning / 1e15, noise / 1e15], rel=0.01)
-    assert " 0 of noise" in dict(forecast(settings, vit, (3, 16, 16), 140, 10_000, None))["operations"]
+    assert " 0 of perturbing" in dict(forecast(settings, vit, (3, 16, 16), 140, 10_000, None))["operations"]

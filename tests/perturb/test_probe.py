@@ -17,7 +17,7 @@ from megu_dist.data.perturbed import PerturbedStore
 from megu_dist.data.plan import complement
 from megu_dist.models.checkpoint import open_checkpoint
 from megu_dist.oracle.transition import Transition
-from megu_dist.perturb.probe import DECAY, Probe, features_at, fit, fit_probe
+from megu_dist.perturb.probe import DECAY, Lesson, Probe, features_at, fit
 from megu_dist.perturb.stage import perturb
 
 FORGOTTEN = 3
@@ -84,14 +84,15 @@ def test_probe_knows_retained_classes_only(digits: Source, digits_model: Path) -
     rows = complement(len(labels), np.flatnonzero(labels == FORGOTTEN))[::3]
     checkpoint, settings = open_checkpoint(str(digits_model)), PerturbSettings(probe_images=1, batch_size=64)
     done: list[int] = []
-    probe = fit_probe(digits, rows, checkpoint, settings, 2, done.append)
+    folder, lesson = str(digits_model), Lesson(digits, rows, checkpoint.preprocess, settings)
+    probe = lesson.learn(folder, 2, done.append)
     assert done[-1] == len(rows)
     assert probe is not None
     assert probe.classes.tolist() == [c for c in range(10) if c != FORGOTTEN]
     with stream.in_this_process():
-        again = fit_probe(digits, rows, checkpoint, settings, 1, done.append)
+        again = lesson.learn(folder, 1)
         assert again is not None
-        one = fit_probe(digits, rows[labels[rows] == 1], checkpoint, settings, 1, done.append)
+        one = Lesson(digits, rows[labels[rows] == 1], checkpoint.preprocess, settings).learn(folder, 1)
     np.testing.assert_allclose(again.weight, probe.weight, atol=2e-3)
     assert one is None  # a single class has nothing to tell
 
@@ -112,7 +113,7 @@ def test_labels_follow_the_probe(digits: Source, digits_model: Path, tmp_path: P
             store = PerturbedStore(folder)
             assert store.rows.tolist() == rows.tolist()
             made[name] = store.gather(np.arange(len(store)), 0)
-        probe = fit_probe(digits, retained, checkpoint, settings, 1, [].append)
+        probe = Lesson(digits, retained, checkpoint.preprocess, settings).learn(str(digits_model), 1)
     assert probe is not None
     model = checkpoint.load()
     pixels = torch.from_numpy(np.array(made["with"]["image"])).float() / 255
