@@ -221,3 +221,14 @@ def test_the_figure_is_drawn_by_its_tool() -> None:
     sys.modules[spec.name] = tool  # dataclasses look there
     spec.loader.exec_module(tool)
     assert tool.FIGURE.read_text() == tool.figure(), "make docs"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_tables(page: Path) -> None:
+    """A rule after the first row, and as many cells in every row; tables have been pasted into one another."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for found in re.finditer(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        rows = found[0].splitlines()
+        cells = [len(re.split(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) - 2 for row in rows]
+        assert re.fullmatch(r"[|:\- ]+", rows[min(1, len(rows) - 1)]), f"no rule under {rows[0]}"
+        assert set(cells) == {cells[0]}, rows[next(k for k, count in enumerate(cells) if count != cells[0])]
