@@ -137,8 +137,9 @@ class Lesson:
         gpus = self.settings.num_gpus
         labels, features, done = [], [], 0
         for batch in stream.blocks(self.rows, reader, chunk, FeatureReader, arguments, actors, gpus, "pyarrow"):
-            labels.append(batch["label"].to_numpy())
-            features.append(batch["features"].combine_chunks().flatten().to_numpy().reshape(len(batch), -1))
+            if len(batch):  # a block of images that cannot be read leaves none
+                labels.append(batch["label"].to_numpy())
+                features.append(batch["features"].combine_chunks().flatten().to_numpy().reshape(len(batch), -1))
             done += len(batch)
             progress(done)
         y = np.concatenate(labels)
