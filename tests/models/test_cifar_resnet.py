@@ -62,3 +62,17 @@ def test_the_seed_decides_the_weights() -> None:
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert lookup("model", "cifar_resnet").target is CifarResNet
+
+
+def test_narrow_stages_train_with_several_threads() -> None:
+    """In a process of its own: the kernel of a strided 1×1 convolution once wrote past its memory and took it along."""
+    code = (
+        "import torch; torch.set_num_threads(2)\n"
+        "from megu_dist.models.architectures.cifar_resnet import CifarResNet, CifarResNetSettings\n"
+        "model = CifarResNet(CifarResNetSettings(name='cifar_resnet', width=8)).build(['a', 'b']).train()\n"
+        "model = model.to(memory_format=torch.channels_last)\n"
+        "for size in [64] * 5 + [29] * 5:\n"
+        "    images = torch.rand(size, 3, 32, 32).contiguous(memory_format=torch.channels_last)\n"
+        "    model(pixel_values=images).logits.square().mean().backward()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
