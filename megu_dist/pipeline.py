@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from megu_dist.config.registry import lookup
 from megu_dist.config.schema import MeguSettings, OracleSettings, keyed
 from megu_dist.config.validate import check, check_forget, check_method, resolve_classes
+from megu_dist.data import stream
 from megu_dist.data.bad_rows import BadRows
 from megu_dist.data.base import Source
 from megu_dist.data.coarse import refuse_fine_names, resolve_subclasses
 from megu_dist.data.open import open_source
 from megu_dist.data.plan import complement, sample
 from megu_dist.data.split import ALREADY_SCHEMA, Gone, Split, ids_hash, make_split, read_ids
-from megu_dist.data.stream import here
 from megu_dist.errors import UserError
 from megu_dist.models.checkpoint import Checkpoint, check_labels, open_checkpoint
 from megu_dist.placement import elastic_least, watched
@@ -215,7 +215,7 @@ class Pipeline:
 
     def _watched(self, stage: str) -> AbstractContextManager[None]:
         """Has the user told what the stage waits for when the cluster is full."""
-        if here():
+        if stream.here():
             return nullcontext()
         least = elastic_least(self.settings.train) if stage in TRAINED else ()
         timeout = self.settings.run.placement_timeout_s
@@ -225,7 +225,7 @@ class Pipeline:
         """Whether the cluster holds the training workers: refused before the stages that come before them."""
         from megu_dist.engine.launch import check_workers
 
-        if not here() and not any(self.store.read(stage) for stage in TRAINED):
+        if not stream.here() and not any(self.store.read(stage) for stage in TRAINED):
             check_workers(self.settings.train)
 
     def tolerate(self, forget_rows: np.ndarray) -> None:
@@ -353,7 +353,8 @@ class Pipeline:
                 table, _ = scan(source, part, None, columns=("row", "label"))
             of = "fine" if "fine" in table.column_names else "label"
             rows = per_class(table["row"].to_numpy(), table[of].to_numpy(), limit)
-            actors = auto_actors(s.evaluate.num_actors, s.evaluate.num_gpus)
+            few = stream.few(len(rows), model.preprocess.image_bytes, source.encoded_bytes(part))
+            actors = auto_actors(s.evaluate.num_actors, s.evaluate.num_gpus, few)
             target = out / outputs[0]
             write_confusion(source, part, rows, model, s.evaluate, actors, target, self.reporter.update, self.names)
 
@@ -375,7 +376,9 @@ class Pipeline:
             retained = sample(kept, s.perturb.probe_images, s.seed.unlearn, PROBE)
 
         def work(out: Path) -> dict[str, Any]:
-            actors = auto_actors(s.perturb.num_actors, s.perturb.num_gpus)
+            bytes_each = model.preprocess.image_bytes * (2 + s.perturb.draws)
+            few = stream.few(total, bytes_each, self.source.encoded_bytes("train"))
+            actors = auto_actors(s.perturb.num_actors, s.perturb.num_gpus, few)
             return perturb(
                 self.source,
                 split.rows,
@@ -482,7 +485,8 @@ class Pipeline:
             import time
 
             start = time.monotonic()
-            actors = auto_actors(s.evaluate.num_actors, s.evaluate.num_gpus)
+            few = stream.few(reader.count, reader.preprocess.image_bytes, self.source.encoded_bytes("train"))
+            actors = auto_actors(s.evaluate.num_actors, s.evaluate.num_gpus, few)
             folders = {name: str(model.folder) for name, model in models.items()}
             kept = predict.Kept(self.references, inputs["models"], content_key({k: inputs[k] for k in (
                 "split", "seed", "limit", "split_scored")} | {"data": self.source.fingerprint()}))  # fmt: skip
@@ -617,15 +621,18 @@ class Pipeline:
         inputs |= {"targets": targets, "seed": s.seed.evaluate, "classes": request.classes}
         inputs["weights"] = {target: row.tolist() for target, row in request.weights.items()}
 
+        total = len(request.classes) * s.analyze.images_per_class
+        preprocess = next(iter(models.values())).preprocess
+
         def work(out: Path) -> dict[str, Any]:
-            actors = auto_actors(s.evaluate.num_actors, s.evaluate.num_gpus)
+            few = stream.few(total, preprocess.image_bytes, source.encoded_bytes("test"))
+            actors = auto_actors(s.evaluate.num_actors, s.evaluate.num_gpus, few)
             told = {"scenario": s.forget.scenario, "fingerprints": prints}
             found = analyze(source, request, models, s.analyze, s.evaluate, s.seed.evaluate, actors, out, told,
                             self.reporter.update)  # fmt: skip
             write_figures(out)
             return found
 
-        total = len(request.classes) * s.analyze.images_per_class
         return self._stage("analyze", inputs, ["analysis.json", "analysis"], total, "images", work)
 
     def report(self, evaluated: Record) -> Record:

@@ -29,7 +29,13 @@ ENVIRONMENT = {
     # One malloc arena for every few threads: with many, a training worker holds on to half as much again.
     "MALLOC_ARENA_MAX": "2",
 }
-LATER = ("ray.serve", "ray.train.torch", "sklearn.linear_model", "matplotlib.backends.backend_agg")
+LATER = (
+    "ray.serve",
+    "transformers.modeling_utils",
+    "ray.train.torch",
+    "sklearn.linear_model",
+    "matplotlib.backends.backend_agg",
+)
 
 
 @contextmanager
@@ -99,12 +105,17 @@ def _import(*names: str) -> None:
         importlib.import_module(name)
 
 
-def auto_actors(wanted: int, num_gpus: float) -> int:
-    """Model actors of a stage: as asked, else one per GPU, else one per eight CPUs of the cluster."""
+def auto_actors(wanted: int, num_gpus: float, few: bool = False) -> int:
+    """Model actors of a stage: as asked, else one per GPU, else one per eight CPUs of the cluster.
+
+    0 for ``few`` images on this machine's CPUs: an actor's process takes seconds to start, and this one has started.
+    """
     import ray
 
     if wanted:
         return wanted
+    if few and not num_gpus and LOCAL_CORES in os.environ:
+        return 0
     have = ray.cluster_resources()
     if num_gpus > 0:
         return max(1, int(have.get("GPU", 0) / num_gpus))

@@ -36,27 +36,12 @@ def extract(
 ) -> tuple[np.ndarray, list[str], Features]:
     """Labels (N,) and ids of ``rows`` of the test split, and every model's features of them, in that order."""
     preprocess = next(iter(models.values())).preprocess
-    data = stream.dataset(
-        rows,
-        ImageReader(source, "test", preprocess, keep_id=True),
-        stream.task_rows(int(np.prod(preprocess.shape))),
-    ).map_batches(
-        _Extractor,
-        batch_size=None,
-        batch_format="numpy",
-        zero_copy_batch=True,
-        compute=stream.actor_pool(actors),
-        num_cpus=1,
-        num_gpus=settings.num_gpus,
-        fn_constructor_kwargs={
-            "folders": {name: str(model.folder) for name, model in models.items()},
-            "layers": layers,
-            "settings": settings,
-            "actors": actors,
-        },
-    )
+    reader = ImageReader(source, "test", preprocess, keep_id=True)
+    folders = {name: str(model.folder) for name, model in models.items()}
+    arguments = {"folders": folders, "layers": layers, "settings": settings, "actors": actors}
+    chunk = stream.task_rows(preprocess.image_bytes)
     blocks, done = [], 0
-    for block in data.iter_batches(batch_size=None, batch_format="numpy"):
+    for block in stream.blocks(rows, reader, chunk, _Extractor, arguments, actors, settings.num_gpus):
         blocks.append({key: np.array(value) for key, value in block.items()})
         done += len(block["row"])
         progress(done)

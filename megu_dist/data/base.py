@@ -74,6 +74,10 @@ class Source(ABC):
         """Number of rows of a split."""
         return sum(piece.count for piece in self.pieces(split))
 
+    def encoded_bytes(self, split: str) -> float:
+        """Mean size of an encoded image; 0 where it is not known."""
+        return 0.0
+
     def locality(self, split: str, rows: np.ndarray) -> np.ndarray:
         """For each row, the number of the piece that holds it: rows of one piece are cheap to read together."""
         ends = np.cumsum([piece.count for piece in self.pieces(split)])

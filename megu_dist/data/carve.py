@@ -76,6 +76,9 @@ class CarvedSource(Source):
     def num_rows(self, split: str) -> int:
         return len(self._view(split))
 
+    def encoded_bytes(self, split: str) -> float:
+        return self._base.encoded_bytes(self._view(split).base_split)
+
     def index(self, piece: Piece) -> pa.Table:
         view = self._view(piece.split)
         rows = np.arange(piece.first, piece.first + piece.count)

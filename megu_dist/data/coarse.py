@@ -59,6 +59,9 @@ class CoarseSource(Source):
     def num_rows(self, split: str) -> int:
         return self._base.num_rows(split)
 
+    def encoded_bytes(self, split: str) -> float:
+        return self._base.encoded_bytes(split)
+
     def locality(self, split: str, rows: np.ndarray) -> np.ndarray:
         return self._base.locality(split, rows)
 

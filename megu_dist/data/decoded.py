@@ -46,7 +46,7 @@ class DecodedImages:
 
 def size(source: Source, preprocess: Preprocess) -> int:
     """Bytes of all decoded images."""
-    return int(np.prod(preprocess.shape)) * sum(source.num_rows(split) for split in source.splits)
+    return preprocess.image_bytes * sum(source.num_rows(split) for split in source.splits)
 
 
 def decode_all(source: Source, preprocess: Preprocess, root: Path, progress: Callable[[int], None]) -> DecodedImages:
@@ -67,7 +67,7 @@ def decode_all(source: Source, preprocess: Preprocess, root: Path, progress: Cal
         images = np.lib.format.open_memmap(temporary, "w+", np.uint8, (total, *preprocess.shape))
         columns: dict[str, list[Any]] = {}
         reader = ImageReader(source, split, preprocess, keep_id=True)
-        for block in stream.blocks(np.arange(total), reader, stream.task_rows(int(np.prod(preprocess.shape)))):
+        for block in stream.blocks(np.arange(total), reader, stream.task_rows(preprocess.image_bytes)):
             images[block["row"]] = block["image"]
             for name in block.keys() - {"image"}:
                 columns.setdefault(name, []).extend(block[name].tolist())

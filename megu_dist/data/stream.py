@@ -67,9 +67,10 @@ def blocks(
 ) -> Iterator[Any]:
     """What ``reader`` makes of ``rows``, and the class ``actor(**arguments)`` of that: block by block, in row order.
 
-    A Ray Data job with tasks that read and ``actors`` actors, each with a share ``num_gpus`` of a GPU.
+    A Ray Data job with tasks that read and ``actors`` actors, each with a share ``num_gpus`` of a GPU. With ``actors=0``,
+    this process does all of it: of :func:`few` images, it is done before others would have started.
     """
-    if _here:
+    if _here or not actors:
         work = actor(**(arguments or {})) if actor else None
         for start in range(0, len(rows), chunk):
             block = reader({"row": rows[start : start + chunk].astype(np.int64)})
@@ -94,6 +95,11 @@ def _converted(block: Any, batch_format: str) -> Any:
     if batch_format == "numpy" and isinstance(block, pa.Table):
         return {name: block[name].to_numpy() for name in block.column_names}
     return block
+
+
+def few(count: int, decoded: int, encoded: float = 0.0) -> bool:
+    """Whether ``count`` images of so many bytes, decoded and encoded, are no more than what a single task yields."""
+    return count * max(decoded, encoded) <= TASK_BYTES
 
 
 def task_rows(row_bytes: int) -> int:

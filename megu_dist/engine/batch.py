@@ -71,6 +71,7 @@ class Rows:
     count: int  # rows per epoch
     population: int = 0  # rows that the epochs draw from
     plain_reader: Callable[[int], Reader] | None = None  # the same images as they are, without augmentation
+    encoded_bytes: float = 0.0  # of an image in its file
     asked: np.ndarray | None = None  # rows of the source that every epoch with any rows must hold exactly once
 
     def until(self, epochs: int) -> Rows:
@@ -93,7 +94,9 @@ class Rows:
         wanted = order[low + (rank - low) % world :: world]  # every step's positions, as a view
         groups: Iterator[dict[str, Any]] = ({} for _ in sizes)
         if len(wanted):
-            blocks = stream.blocks(wanted, self.reader(epoch), stream.task_rows(self.row_bytes), prefetch=2)
+            readers = 0 if stream.few(len(wanted), self.row_bytes, self.encoded_bytes) else 1
+            chunk = stream.task_rows(self.row_bytes)
+            blocks = stream.blocks(wanted, self.reader(epoch), chunk, actors=readers, prefetch=2)
             groups = stream.in_steps(blocks, sizes)
         for step, arrays in zip(range(first, steps), groups, strict=True):
             low, high = plan.bounds(count, steps, step)

@@ -130,7 +130,7 @@ def _rows(job: TrainJob, perturbed: bool) -> tuple[Any, Any]:
     from megu_dist.engine.batch import Rows
 
     train, source, seed = job.settings.train, job.source, job.seed
-    image_bytes = int(np.prod(job.preprocess.shape))
+    image_bytes = job.preprocess.image_bytes
     kept = plan.complement(source.num_rows("train"), np.union1d(job.forget_rows, job.already_rows))
     size = len(kept) if train.retain_per_epoch is None else min(train.retain_per_epoch, len(kept))
 
@@ -144,7 +144,8 @@ def _rows(job: TrainJob, perturbed: bool) -> tuple[Any, Any]:
     def plain_reader(epoch: int) -> ImageReader:
         return ImageReader(source, "train", job.preprocess, skip_bad=True)
 
-    retain = Rows(retain_order, image_reader, image_bytes, size, len(kept), plain_reader)
+    encoded = source.encoded_bytes("train")
+    retain = Rows(retain_order, image_reader, image_bytes, size, len(kept), plain_reader, encoded)
     wanted = np.asarray(job.forget_rows)
     if not perturbed:
         if len(wanted) == 0:
@@ -155,7 +156,9 @@ def _rows(job: TrainJob, perturbed: bool) -> tuple[Any, Any]:
                 wanted, seed, epoch, train.shuffle_window, lambda rows: source.locality("train", rows)
             )
 
-        return Rows(forget_order, image_reader, image_bytes, len(wanted), len(wanted), plain_reader, wanted), retain
+        return Rows(
+            forget_order, image_reader, image_bytes, len(wanted), len(wanted), plain_reader, encoded, wanted
+        ), retain
     if job.perturbed is None:
         raise RuntimeError("the method needs perturbed images, but the perturb stage was not run")
     store = PerturbedStore(Path(job.perturbed))

@@ -121,7 +121,7 @@ def predict(
     names = list(folders)
     known = {} if kept is None else kept.find(names)
     folders = {name: folder for name, folder in folders.items() if name not in known}
-    rows, chunk = np.arange(reader.count), stream.task_rows(int(np.prod(reader.preprocess.shape)))
+    rows, chunk = np.arange(reader.count), stream.task_rows(reader.preprocess.image_bytes)
     arguments = {"folders": folders, "settings": settings, "actors": actors}
     out.mkdir(parents=True, exist_ok=True)
     files, done = {name: _File(out / f"{name}.parquet") for name in folders}, 0

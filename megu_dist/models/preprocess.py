@@ -38,6 +38,11 @@ class Preprocess:
     resize_edge: int | None = None
 
     @property
+    def image_bytes(self) -> int:
+        """Bytes of a decoded image."""
+        return int(np.prod(self.shape))
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a decoded image."""
         return self.channels, self.height, self.width

@@ -33,19 +33,11 @@ def write_confusion(
     """
     columns_of = class_names or source.class_names
     reader = ImageReader(source, split, checkpoint.preprocess)
-    data = stream.dataset(rows, reader, stream.task_rows(int(np.prod(checkpoint.preprocess.shape)))).map_batches(
-        _Summer,
-        batch_size=None,
-        batch_format="numpy",
-        zero_copy_batch=True,
-        compute=stream.actor_pool(actors),
-        num_cpus=1,
-        num_gpus=settings.num_gpus,
-        fn_constructor_kwargs={"folder": str(checkpoint.folder), "settings": settings, "actors": actors},
-    )
+    chunk = stream.task_rows(checkpoint.preprocess.image_bytes)
+    arguments = {"folder": str(checkpoint.folder), "settings": settings, "actors": actors}
     rows_of, classes, done = len(source.class_names), len(columns_of), 0
     total, count = np.zeros((rows_of, classes)), np.zeros(rows_of, np.int64)
-    for block in data.iter_batches(batch_size=None, batch_format="numpy"):
+    for block in stream.blocks(rows, reader, chunk, _Summer, arguments, actors, settings.num_gpus):
         total[block["label"]] += block["probs"]
         count[block["label"]] += block["count"]
         done += int(block["count"].sum())

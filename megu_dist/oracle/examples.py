@@ -31,7 +31,8 @@ def draw(
     chosen = np.sort(rows[_lowest(rows, found, count, seed)])
     out: dict[int, list[bytes]] = {label: [] for label in labels}
     reader = _Shrink(source, side)
-    for batch in stream.dataset(chosen, reader, 64).iter_batches(batch_size=None, batch_format="pyarrow"):
+    readers = 0 if stream.few(len(chosen), 3 * side * side, source.encoded_bytes("train")) else 1
+    for batch in stream.blocks(chosen, reader, 64, actors=readers, batch_format="pyarrow"):
         for record in batch.to_pylist():
             out[record["label"]].append(record["image"])
     return {label: tuple(images) for label, images in out.items()}

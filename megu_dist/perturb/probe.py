@@ -131,8 +131,7 @@ class Lesson:
     def learn(self, model: str | Frozen, actors: int, progress: Callable[[int], None] = lambda _: None) -> Probe | None:
         """The probe; None where the rows are of one class, of which there is nothing to tell. ``model``: or its folder."""
         reader = ImageReader(self.source, "train", self.preprocess, skip_bad=True)
-        pixels = int(np.prod(self.preprocess.shape))
-        chunk = min(stream.task_rows(pixels), max(16, -(-len(self.rows) // (4 * actors))))
+        chunk = min(stream.task_rows(self.preprocess.image_bytes), max(16, -(-len(self.rows) // (4 * actors))))
         arguments = {"model": model, "settings": self.settings, "actors": actors}
         gpus = self.settings.num_gpus
         labels, features, done = [], [], 0

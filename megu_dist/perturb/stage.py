@@ -39,14 +39,14 @@ def perturb(
     """
     out.mkdir(parents=True, exist_ok=True)
     reader = ImageReader(source, "train", checkpoint.preprocess, keep_id=True)
-    row_bytes = int(np.prod(checkpoint.preprocess.shape)) * (2 + settings.draws)
-    chunk = min(stream.task_rows(row_bytes), max(16, -(-len(rows) // (4 * actors))))
+    row_bytes = checkpoint.preprocess.image_bytes * (2 + settings.draws)
+    chunk = min(stream.task_rows(row_bytes), max(16, -(-len(rows) // (4 * max(1, actors)))))
     seen, probe = 0, None
     if retained is not None:
         seen = len(retained)
         lesson = Lesson(source, retained, checkpoint.preprocess, settings)
         # A single actor learns it by itself: a second process would start for longer than small models take.
-        probe = lesson if actors == 1 else lesson.learn(str(checkpoint.folder), actors, progress)
+        probe = lesson if actors <= 1 else lesson.learn(str(checkpoint.folder), actors, progress)
     arguments = {
         "model_folder": str(checkpoint.folder),
         "transition": transition,

@@ -67,6 +67,15 @@ def test_a_pickled_source_reads_the_same(source: Source, monkeypatch: pytest.Mon
     assert again.fingerprint() == source.fingerprint()
 
 
+def test_the_mean_size_of_an_encoded_image(source: Source) -> None:
+    sizes = [len(image) for image in source.gather("train", np.arange(16))["image"].to_pylist()]
+    mean = source.encoded_bytes("train")
+    assert np.mean(sizes) <= mean <= np.mean(sizes) + 4096  # files hold more than images, tars most of all
+    carved = carve(source, 0.0, 0.5)
+    assert carved.encoded_bytes("train") == mean
+    assert carved.encoded_bytes("validation") == source.encoded_bytes("test")
+
+
 @pytest.mark.parametrize("name", ["parquet", "image_folder", "webdataset"])
 def test_the_fingerprint_follows_the_files(tmp_path: Path, name: str) -> None:
     write_layouts(tmp_path, TRAIN, TEST)

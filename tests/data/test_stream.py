@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from megu_dist.data.stream import ReadAhead, in_steps, task_rows
+from megu_dist.data import stream
+from megu_dist.data.stream import ReadAhead, few, in_steps, task_rows
+from megu_dist.raysession import auto_actors
 
 
 def blocks(*sizes: int) -> Iterator[dict[str, np.ndarray]]:
@@ -94,3 +97,35 @@ def test_a_consumer_that_stops_early_ends_the_thread() -> None:
 
 def test_tasks_hold_more_small_images_than_large_ones() -> None:
     assert task_rows(0) >= task_rows(64) > task_rows(3 * 224 * 224) > task_rows(1 << 30) >= 16
+
+
+def test_few_images_are_no_more_than_a_task_yields() -> None:
+    assert few(1_000, 28 * 28, 300)
+    assert not few(1_000, 28 * 28, 100_000)  # large files that are made small take long to decode
+    assert not few(1_000, 3 * 224 * 224, 300)
+    assert few(task_rows(3 * 224 * 224), 3 * 224 * 224)
+
+
+@pytest.mark.parametrize("actors", [0, 1])
+def test_no_actor_is_this_process(ray_local: None, actors: int) -> None:
+    def read(block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"row": block["row"] + 100}
+
+    class Where:
+        def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"row": block["row"], "pid": np.full(len(block["row"]), os.getpid())}
+
+    found = list(stream.blocks(np.arange(10), read, 4, Where, {}, actors))
+    assert np.concatenate([block["row"] for block in found]).tolist() == list(range(100, 110))
+    assert [len(block["row"]) for block in found] == [4, 4, 2]
+    assert (found[0]["pid"][0] == os.getpid()) == (actors == 0)
+
+
+def test_auto_actors_of_a_local_ray(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(stream.LOCAL_CORES, "2")
+    assert auto_actors(0, 0.0, few=True) == 0
+    assert auto_actors(0, 0.0, few=False) >= 1
+    assert auto_actors(3, 0.0, few=True) == 3  # as asked
+    assert auto_actors(0, 1.0, few=True) >= 1  # a GPU is an actor's
+    monkeypatch.delenv(stream.LOCAL_CORES)
+    assert auto_actors(0, 0.0, few=True) >= 1  # the driver of a cluster may be a small machine

@@ -18,6 +18,7 @@ PLAIN = ["train.precision=fp32", "train.threads=1", "engine=ddp"]
 LEARN = ["train.epochs=6", "train.lr=0.1", "train.batch_size=32", *PLAIN]
 TUNING = ["train.epochs=4", "train.lr=0.02", "train.batch_size=64", *PLAIN]
 REQUEST = ["forget.classes=[three]", "perturb.steps=40", "perturb.draws=2", "oracle.pairs_per_request=1"]
+REQUEST += ["perturb.num_actors=1", "evaluate.num_actors=1"]  # the driver would do so few images by itself
 
 
 @pytest.fixture(scope="session")

@@ -34,13 +34,11 @@ def large_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for number in range(90):
         label, part = number % 3, "train" if number < 72 else "test"
-        small = rng.integers(0, 60, (6, 6, 3))
-        small[..., label] += 150
+        image = rng.integers(0, 60, (1000, 1000, 3))  # noise: a small file would be read without a task
+        image[..., label] += 150
         folder = root / part / CLASSES[label]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(small.astype(np.uint8)).resize((2000, 2000), Image.Resampling.NEAREST).save(
-            folder / f"{number}.png"
-        )
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"{number}.png", compress_level=1)
     return root
 
 

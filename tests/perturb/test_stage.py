@@ -32,10 +32,10 @@ def rows(digits: Source) -> np.ndarray:
 def stores(
     digits: Source, digits_model: Path, rows: np.ndarray, tmp_path_factory: pytest.TempPathFactory
 ) -> list[PerturbedStore]:
-    """The same stage with one and with two actors."""
+    """The same stage with one and with two actors, and without."""
     transition = Transition(np.full((2, 10), 0.1), (3, 8))
     made = []
-    for actors in (1, 2):
+    for actors in (1, 2, 0):
         out = tmp_path_factory.mktemp(f"perturbed-{actors}")
         done: list[int] = []
         settings = PerturbSettings(draws=2, epsilon=EPSILON, batch_size=64, noise="both")
@@ -105,8 +105,9 @@ def test_only_the_noise_asked_for_is_made(
 
 def test_the_number_of_actors_does_not_matter(stores: list[PerturbedStore]) -> None:
     for draw in range(2):
-        one, two = (store.gather(np.arange(len(store)), draw) for store in stores)
-        for name in ("row", "label", "image", "perturbing_label"):
-            assert np.array_equal(one[name], two[name])
-        for name in ("noise_pos", "noise_neg"):
-            assert (one[name] != two[name]).mean() < 0.001
+        one, *others = (store.gather(np.arange(len(store)), draw) for store in stores)
+        for other in others:
+            for name in ("row", "label", "image", "perturbing_label"):
+                assert np.array_equal(one[name], other[name])
+            for name in ("noise_pos", "noise_neg"):
+                assert (one[name] != other[name]).mean() < 0.001

@@ -40,6 +40,7 @@ class _Images:
     prefix: str  # of ids: tells files of `test_path` from those of `path`
     names: list[str]
     labels: np.ndarray
+    mean_bytes: float  # of a file
 
 
 @register("data", "image_folder", ImageFolderSettings)
@@ -97,6 +98,9 @@ class ImageFolderSource(Source):
 
     def num_rows(self, split: str) -> int:
         return len(self._split(split).names)
+
+    def encoded_bytes(self, split: str) -> float:
+        return self._split(split).mean_bytes
 
     def locality(self, split: str, rows: np.ndarray) -> np.ndarray:
         return np.asarray(rows) // PIECE_FILES
@@ -171,4 +175,5 @@ def _images(files: FileSet, depth: int, classes: list[str], prefix: str) -> _Ima
             )
         kept.append(name)
         labels.append(numbers[parts[depth]])
-    return _Images(files.root, files.base, prefix, kept, np.array(labels, dtype=np.int32))
+    mean_bytes = float(files.sizes.mean()) if len(files.sizes) else 0.0
+    return _Images(files.root, files.base, prefix, kept, np.array(labels, dtype=np.int32), mean_bytes)

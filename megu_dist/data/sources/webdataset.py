@@ -106,6 +106,9 @@ class WebDatasetSource(Source):
         ends = self._layout(split).ends
         return int(ends[-1]) if len(ends) else 0
 
+    def encoded_bytes(self, split: str) -> float:
+        return float(self._layout(split).files.sizes.sum()) / max(1, self.num_rows(split))
+
     def locality(self, split: str, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._layout(split).ends, rows, side="right")
 
