@@ -265,7 +265,7 @@ def test_run_folders_are_named_after_the_request(verb: str, words: list[str], ex
 @pytest.mark.parametrize("words", [["list"], ["--help"], ["show-config", "unlearn"]])
 def test_a_reader_that_goes_ends_the_command_quietly(words: list[str]) -> None:
     """``megu list | head -1``: here the reader is gone before the first word."""
-    code = f"import sys; from megu_dist.cli import main; sys.stdin.read(1); main({words!r})"
+    code = f"import sys; from megu_dist.cli import run; sys.stdin.read(1); sys.argv[1:] = {words!r}; run()"
     command = [sys.executable, "-c", code]
     running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stdin
@@ -277,6 +277,24 @@ def test_a_reader_that_goes_ends_the_command_quietly(words: list[str]) -> None:
     assert running.stderr.read() == b""
     running.stderr.close()
     assert running.wait(60) == 141
+
+
+@pytest.mark.parametrize(("words", "status"), [(["list", "method"], 0), (["list", "methud"], 2)])
+def test_the_command_ends_at_once_but_in_order(words: list[str], status: int) -> None:
+    code = (
+        "import atexit, sys\n"
+        "from megu_dist.cli import run\n"
+        "class Slow:\n"
+        "  def __del__(self): print('taken down')\n"
+        "kept = Slow()\n"
+        "atexit.register(print, 'tidied up')\n"
+        f"sys.argv[1:] = {words!r}\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert done.stdout.endswith("tidied up\n")
+    assert "taken down" not in done.stdout
 
 
 @pytest.mark.parametrize("words", [None, ["--help"], ["unlearn", "--help"], ["list"], ["unlearn", "train.epoch=1"]])

@@ -130,7 +130,7 @@ class PerturbSettings:
     noise: str = "auto"  # auto | both | positive | negative | none; auto: what the method's strengths make use of
     precision: str = "auto"  # of the noise's gradients: auto | fp32 | bf16 (autocast where the device is made for it)
     batch_size: int = 256  # images in one pass
-    num_actors: int = 0  # 0: one per GPU, or one per 8 CPUs
+    num_actors: int = 0  # 0: one per GPU, or one per 8 CPUs; on a local Ray none for few images, which the driver does
     num_gpus: float = 0.0  # per actor
 
 
@@ -206,7 +206,7 @@ class EvaluateSettings:
     relearn_lr: float = 0.001  # learning rate of evaluate.deep=[relearn]
     relearn_epochs: float = 5.0  # at most
     batch_size: int = 512  # images in one pass
-    num_actors: int = 0  # 0: one per GPU, or one per 8 CPUs
+    num_actors: int = 0  # 0: one per GPU, or one per 8 CPUs; on a local Ray none for few images, which the driver does
     num_gpus: float = 0.0  # per actor
 
 

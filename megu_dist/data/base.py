@@ -74,6 +74,10 @@ class Source(ABC):
         """Number of rows of a split."""
         return sum(piece.count for piece in self.pieces(split))
 
+    def quick_index(self, split: str) -> bool:
+        """Whether indexing is a matter of microseconds a row: columns or names on this machine."""
+        return False
+
     def encoded_bytes(self, split: str) -> float:
         """Mean size of an encoded image; 0 where it is not known."""
         return 0.0

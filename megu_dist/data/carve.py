@@ -76,6 +76,9 @@ class CarvedSource(Source):
     def num_rows(self, split: str) -> int:
         return len(self._view(split))
 
+    def quick_index(self, split: str) -> bool:
+        return self._base.quick_index(self._view(split).base_split)
+
     def encoded_bytes(self, split: str) -> float:
         return self._base.encoded_bytes(self._view(split).base_split)
 

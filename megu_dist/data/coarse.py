@@ -59,6 +59,9 @@ class CoarseSource(Source):
     def num_rows(self, split: str) -> int:
         return self._base.num_rows(split)
 
+    def quick_index(self, split: str) -> bool:
+        return self._base.quick_index(split)
+
     def encoded_bytes(self, split: str) -> float:
         return self._base.encoded_bytes(split)
 

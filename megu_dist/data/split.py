@@ -17,7 +17,8 @@ from megu_dist.data.base import Source
 from megu_dist.data.plan import CHUNK, hash_uniform
 from megu_dist.errors import UserError, nearest
 
-SMALL = 100_000  # rows whose labels and ids are read faster than a Ray worker starts
+SMALL = 100_000  # rows whose labels and ids are read before Ray tasks would have started
+QUICK = 20  # times as many of a source with a quick index
 ALREADY_SCHEMA = pa.schema([("row", pa.int64()), ("label", pa.int64())])
 LABELS = ("label", "fine")
 Keep = Callable[[pa.Table], np.ndarray]  # index table → mask of the rows to take
@@ -149,7 +150,8 @@ def scan(
     pieces = source.pieces(split)
     reader, chunk = _Scan(source, split, keep, columns), max(1, len(pieces) // 64)
     tables, counts, done = [], np.zeros(len(source.class_names), np.int64), 0
-    with stream.in_this_process() if source.num_rows(split) <= SMALL else nullcontext():
+    small = source.num_rows(split) <= SMALL * (QUICK if source.quick_index(split) else 1)
+    with stream.in_this_process() if small else nullcontext():
         for batch in stream.blocks(np.arange(len(pieces)), reader, chunk, batch_format="pyarrow"):
             for record in batch.to_pylist():
                 tables.append(pa.ipc.open_stream(record["table"]).read_all())

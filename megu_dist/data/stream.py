@@ -16,6 +16,7 @@ Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 LOCAL_CORES = "MEGU_LOCAL_CORES"  # cores that reading may take: of a local Ray's machine, or asked for with a job
 LONG = 4  # blocks per core from which on a second process per core pays for its start
+FEW_BYTES = 8 << 20  # of images that a process reads by itself in less time than another takes to start
 TASK_BYTES = 32 << 20  # decoded bytes that one task yields: many tasks per core, few megabytes in flight
 
 
@@ -98,8 +99,8 @@ def _converted(block: Any, batch_format: str) -> Any:
 
 
 def few(count: int, decoded: int, encoded: float = 0.0) -> bool:
-    """Whether ``count`` images of so many bytes, decoded and encoded, are no more than what a single task yields."""
-    return count * max(decoded, encoded) <= TASK_BYTES
+    """Whether ``count`` images of so many bytes, decoded and encoded, are read before another process would have started."""
+    return count * max(decoded, encoded) <= FEW_BYTES
 
 
 def task_rows(row_bytes: int) -> int:

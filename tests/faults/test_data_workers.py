@@ -80,7 +80,8 @@ def test_a_scanning_task_is_killed(tmp_path: Path) -> None:
     pq.write_table(table.slice(0, 100), files / "test.parquet")
     for number in range(rows // per_file):
         os.link(tmp_path / "one", files / f"train-{number:04d}.parquet")
-    words = ["data=parquet", f"data.path={files}", "forget.scenario=random", "forget.fraction=0.01"]
+    # By its address: files of this machine would be scanned without a task.
+    words = ["data=parquet", f"data.path={files.as_uri()}", "forget.scenario=random", "forget.fraction=0.01"]
     settings = load(words, ["train=scratch"]).settings
     source = open_source(settings.data)
     with in_this_process():

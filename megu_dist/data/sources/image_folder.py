@@ -99,6 +99,9 @@ class ImageFolderSource(Source):
     def num_rows(self, split: str) -> int:
         return len(self._split(split).names)
 
+    def quick_index(self, split: str) -> bool:
+        return True
+
     def encoded_bytes(self, split: str) -> float:
         return self._split(split).mean_bytes
 

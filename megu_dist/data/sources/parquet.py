@@ -101,6 +101,9 @@ class ParquetSource(Source):
         ends = self._layout(split).ends
         return int(ends[-1]) if len(ends) else 0
 
+    def quick_index(self, split: str) -> bool:
+        return not is_uri(self._layout(split).files.root)
+
     def encoded_bytes(self, split: str) -> float:
         return float(self._layout(split).files.sizes.sum()) / max(1, self.num_rows(split))
 
