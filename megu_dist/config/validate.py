@@ -99,6 +99,7 @@ RANGES: dict[str, _Rule] = {
     "method.beta": NOT_NEGATIVE,
     "method.lambda_forget": NOT_NEGATIVE,
     "method.label_smoothing": SHARE,
+    "method.distill": ("between 0 and 1", lambda v: 0 <= v <= 1),
     "method.gamma": ("greater than 0 and at most 1", lambda v: 0 < v <= 1),
     "method.temperature": POSITIVE,
     "method.delta": NOT_NEGATIVE,

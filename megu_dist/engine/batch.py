@@ -71,8 +71,8 @@ class Rows:
     count: int  # rows per epoch
     population: int = 0  # rows that the epochs draw from
     plain_reader: Callable[[int], Reader] | None = None  # the same images as they are, without augmentation
-    encoded_bytes: float = 0.0  # of an image in its file
     asked: np.ndarray | None = None  # rows of the source that every epoch with any rows must hold exactly once
+    encoded_bytes: float = 0.0  # of an image in its file
 
     def until(self, epochs: int) -> Rows:
         """The same rows in the first ``epochs`` epochs, none after."""

@@ -127,6 +127,8 @@ def forecast(
     one = step.flops / step.images
     # A backward pass is two forward passes, or three with recomputed activations; towards pixels alone it is one.
     tuning = epoch * train.epochs * one * (4 if train.gradient_checkpointing else 3)
+    if getattr(settings.method, "distill", 0):
+        tuning += (epoch - forget) * train.epochs * one
     noises = {"both": perturb.draws + 1, "positive": perturb.draws, "negative": 1}.get(noise or "", 0)
     probed = min(retain, perturb.probe_images)
     made = 0.0 if noise is None else one * (probed + forget * (1 + 2 * perturb.steps * noises))

@@ -145,7 +145,7 @@ def _rows(job: TrainJob, perturbed: bool) -> tuple[Any, Any]:
         return ImageReader(source, "train", job.preprocess, skip_bad=True)
 
     encoded = source.encoded_bytes("train")
-    retain = Rows(retain_order, image_reader, image_bytes, size, len(kept), plain_reader, encoded)
+    retain = Rows(retain_order, image_reader, image_bytes, size, len(kept), plain_reader, encoded_bytes=encoded)
     wanted = np.asarray(job.forget_rows)
     if not perturbed:
         if len(wanted) == 0:
@@ -157,7 +157,7 @@ def _rows(job: TrainJob, perturbed: bool) -> tuple[Any, Any]:
             )
 
         return Rows(
-            forget_order, image_reader, image_bytes, len(wanted), len(wanted), plain_reader, encoded, wanted
+            forget_order, image_reader, image_bytes, len(wanted), len(wanted), plain_reader, wanted, encoded
         ), retain
     if job.perturbed is None:
         raise RuntimeError("the method needs perturbed images, but the perturb stage was not run")

@@ -2,7 +2,8 @@
 
 Fine-tunes on forget images moved by Fragment-Align noise and re-labelled with semantically near labels, together with
 a sample of retained images: minimises λ_f · CE(clip(x + α·N⁺ + β·N⁻), ŷ) over D_f plus CE(x, y) over D_r.
-Deviates: labels are sampled per image and epoch by default (``perturb.label_policy``), and may be smoothed.
+Deviates: labels are sampled per image and epoch by default (``perturb.label_policy``), and may be smoothed. With
+``method.distill`` = δ > 0, retained images count as (1 - δ) · CE(x, y) + δ · KL(θ_o without forgotten classes ‖ θ_u).
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import TYPE_CHECKING, ClassVar
 from megu_dist.config.registry import register
 from megu_dist.config.schema import MethodSettings
 from megu_dist.methods.base import Method, Space
+from megu_dist.methods.losses import frozen_copy, kl_sum, logits_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from megu_dist.engine.batch import Batch, Part, Rows
     from megu_dist.engine.context import Context
+
+NEVER = -1e4  # a logit whose probability is 0; minus infinity would make KL undefined
 
 
 @dataclass(kw_only=True)
@@ -29,6 +33,7 @@ class MeguMethodSettings(MethodSettings):
     beta: float = 0.0  # strength of N⁻
     lambda_forget: float = 0.5  # weight λ_f of the forget loss
     label_smoothing: float = 0.0  # of perturbing labels
+    distill: float = 0.0  # share δ of the retained loss that follows the original model, not the labels; a pass more
 
 
 @register("method", "megu", MeguMethodSettings)
@@ -55,9 +60,12 @@ class Megu(Method):
 
     def unlearn(self, ctx: Context, model: nn.Module, forget: Rows | None, retain: Rows) -> nn.Module:
         """See :class:`megu_dist.methods.base.Method`."""
+        import torch
+
         from megu_dist.perturb.noise import mix
 
-        scale = ctx.settings.perturb.epsilon / 127
+        scale, distill = ctx.settings.perturb.epsilon / 127, self.settings.distill
+        teacher = frozen_copy(model, ctx) if distill else None
 
         def pixels(part: Part) -> Tensor:
             noise = (part.fields.get("noise_pos"), part.fields.get("noise_neg"))
@@ -79,6 +87,11 @@ class Megu(Method):
                 retain_sum = cross_entropy(
                     retain_logits, batch.retain.label, reduction="sum", label_smoothing=ctx.train.label_smoothing
                 )
+            if teacher is not None and len(batch.retain):
+                with torch.no_grad():
+                    known = logits_of(teacher, batch.retain.pixels(), ctx)
+                    known[:, list(ctx.gone_classes)] = NEVER
+                retain_sum = (1 - distill) * retain_sum + distill * kl_sum(known, retain_logits)
             return forget_sum, retain_sum, self.settings.lambda_forget
 
         return ctx.fit(model, forget, retain, loss, pixels)

@@ -31,6 +31,7 @@ WRONG = {
     RANGES["oracle.prior"]: [-0.1, 1.5],
     RANGES["perturb.epsilon"]: [0, 1.5],
     RANGES["perturb.probe_depth"]: [0, 1.5],
+    RANGES["method.distill"]: [-0.1, 1.1],
     RANGES["train.layer_decay"]: [0, 1.5],
     RANGES["method.gamma"]: [0, 1.5],
     RANGES["method.saliency"]: [0, 1.5],

@@ -69,9 +69,8 @@ def rows_of(labels: np.ndarray, shift: int) -> MemoryRows:
     def order(epoch: int) -> np.ndarray:
         return shift + np.random.default_rng([3, epoch]).permutation(count)
 
-    return MemoryRows(
-        order, lambda epoch: lambda batch: batch, 64, count, count, None, shift + np.arange(count), padded
-    )
+    asked = shift + np.arange(count)
+    return MemoryRows(order, lambda epoch: lambda batch: batch, 64, count, count, asked=asked, labels=padded)
 
 
 def data() -> tuple[MemoryRows, MemoryRows]:
@@ -117,16 +116,25 @@ def run(
     return (None if state is None else {k: v.clone() for k, v in state.items()}), ctx
 
 
-def accuracy(state: dict[str, Tensor], labels: list[int]) -> float:
-    """On 60 fresh images of ``labels``."""
+def fresh(labels: list[int]) -> dict[str, Tensor]:
+    """60 images of ``labels`` that no model has seen."""
+    wanted = np.resize(np.array(labels, np.int64), 60)
+    return rows_of(wanted, 5000).read(5000 + np.arange(60))
+
+
+def log_probs(state: dict[str, Tensor], images: Tensor) -> Tensor:
+    """(N, C) of a network with the weights ``state``."""
     model = network()
     model.load_state_dict(state)
-    wanted = np.resize(np.array(labels, np.int64), 60)
-    part = rows_of(wanted, 5000).read(5000 + np.arange(60))
-    inputs = Preprocess(8, 8, 1, (0.5,), (0.25,)).normalise(part["image"].float() / 255)
+    inputs = Preprocess(8, 8, 1, (0.5,), (0.25,)).normalise(images.float() / 255)
     with torch.no_grad():
-        found = model.eval()(pixel_values=inputs).logits.argmax(1)
-    return float((found == part["label"]).float().mean())
+        return model.eval()(pixel_values=inputs).logits.log_softmax(1)
+
+
+def accuracy(state: dict[str, Tensor], labels: list[int]) -> float:
+    """On 60 fresh images of ``labels``."""
+    part = fresh(labels)
+    return float((log_probs(state, part["image"]).argmax(1) == part["label"]).float().mean())
 
 
 @dataclass

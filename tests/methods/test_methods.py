@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from megu_dist.config.registry import components, lookup
+from megu_dist.engine.batch import Batch, Part
 
 # Settings under which each method forgets class 0 of the small problem; those that are not listed do so by default.
 FORGETTING = {
@@ -79,6 +80,34 @@ def test_it_forgets(method: str, folder: Path) -> None:
     assert workers.accuracy(state, [0]) < 0.35
     if method not in ("ssd", "lfssd", "negtv"):  # these see no retained image that could repair the rest
         assert workers.accuracy(state, [1, 2, 3]) > 0.6
+
+
+@pytest.mark.parametrize("distill", [0.0, 0.25, 1.0])
+def test_megus_retained_loss_follows_labels_and_the_original(
+    distill: float, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = workers.context("megu", folder, 0, 1, [f"method.distill={distill}"])
+    fits: list[Any] = []
+    monkeypatch.setattr(ctx, "fit", lambda *given: fits.append(given))
+    model = workers.network()
+    model.load_state_dict(workers.original(folder))
+    lookup("method", "megu").target(ctx.settings.method).unlearn(ctx, model, *workers.data())
+    part = Part(60, workers.fresh([1, 2, 3]))
+    logits = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    forget_sum, retain_sum, _ = fits[0][3](logits[:0], logits, Batch(Part(0), part))
+    assert forget_sum == 0
+    now = logits.log_softmax(1)
+    labels = -now[torch.arange(60), part.label].sum()
+    known = workers.log_probs(workers.original(folder), part.image)[:, 1:].log_softmax(1)  # class 0 is forgotten
+    original = (known.exp() * (known - now[:, 1:])).sum()
+    torch.testing.assert_close(retain_sum, (1 - distill) * labels + distill * original, rtol=1e-4, atol=1e-4)
+
+
+def test_megu_forgets_by_distillation_alone(folder: Path) -> None:
+    state, _ = workers.run("megu", folder, words=[*FORGETTING["megu"], "method.distill=1"])
+    assert state is not None
+    assert workers.accuracy(state, [0]) < 0.35
+    assert workers.accuracy(state, [1, 2, 3]) > 0.6
 
 
 @pytest.mark.parametrize("method", ["random_label", "unsir", "bad_teacher"])
