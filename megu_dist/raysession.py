@@ -29,13 +29,8 @@ ENVIRONMENT = {
     # One malloc arena for every few threads: with many, a training worker holds on to half as much again.
     "MALLOC_ARENA_MAX": "2",
 }
-LATER = (
-    "ray.serve",
-    "transformers.modeling_utils",
-    "ray.train.torch",
-    "sklearn.linear_model",
-    "matplotlib.backends.backend_agg",
-)
+FIRST = ("torch", "transformers.modeling_utils")
+LATER = ("ray.serve", "ray.train.torch", "sklearn.linear_model", "matplotlib.backends.backend_agg")
 
 
 @contextmanager
@@ -52,9 +47,10 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
         return
     worker_env = {"env_vars": worker_environment()}
     # Ray asks of every object that it sends whether it is a tensor, as soon as it finds torch among the modules: a torch
-    # that is half imported then is an error. So it is imported while Ray starts, and waited for.
-    torch_imported = threading.Thread(target=_import, args=("torch",), daemon=True)
-    torch_imported.start()
+    # that is half imported then is an error. So it is imported while Ray starts, and waited for; with it what models need,
+    # which two threads must not import at a time, either.
+    imported = threading.Thread(target=_import, args=FIRST, daemon=True)
+    imported.start()
     run, train = settings.run, settings.train
     on_sigterm = signal.getsignal(signal.SIGTERM)
     address = run.address or os.environ.get("RAY_ADDRESS")
@@ -81,7 +77,7 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         # Ray has put its own handlers there, which end with status 15, or abort a tidying-up of more than three seconds.
         signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
-    torch_imported.join()
+    imported.join()
     # The driver needs these only to launch an oracle and training, to compute metrics and to draw; importing them takes
     # seconds, which the first stages leave idle.
     threading.Thread(target=_import, args=LATER, daemon=True).start()
