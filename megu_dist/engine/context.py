@@ -24,6 +24,7 @@ from megu_dist.engine.history import History
 from megu_dist.errors import UserError
 from megu_dist.models.preprocess import Preprocess
 
+SINGLE = ("random", "ids")  # scenarios that name images and no concept
 FIT_FILE = "fit.npz"  # in a checkpoint: what the fit itself knows, beside the engine's state
 Pixels = Callable[[Part], Tensor]
 State = dict[str, Tensor]
@@ -65,6 +66,15 @@ class Context:
     def gone_classes(self) -> tuple[int, ...]:
         """Classes that no image may be moved to."""
         return (*self.forget_classes, *self.already_classes)
+
+    @property
+    def by_image(self) -> bool:
+        """Whether λ_f is the weight of each forget image, against 1 of a retained one, and not of them all together.
+
+        So it is for single images: as a weight of the whole set it would give each of a few of them that of dozens of
+        retained ones, and throw a model out of balance that has to change little.
+        """
+        return self.settings.forget.scenario in SINGLE and hasattr(self.settings.method, "lambda_forget")
 
     @property
     def passes(self) -> int:
@@ -120,7 +130,8 @@ class Context:
 
         ``pixels`` turns a forget part into images (pixel units); ``loss(forget_logits, retain_logits, batch)`` returns
         this worker's sums over forget and retained images and the forget weight λ_f. The step's loss is
-        λ_f · Σ_f / n_f + Σ_r / n_r with *global* counts n, whatever the number of workers.
+        λ_f · Σ_f / n_f + Σ_r / n_r with *global* counts n, whatever the number of workers; with :attr:`by_image`,
+        (λ_f · Σ_f + Σ_r) / n_r.
         """
         counts = [rows.count for rows in (forget, retain) if rows is not None]
         steps = plan.num_steps(sum(counts), self.train.batch_size)
@@ -212,6 +223,8 @@ class Context:
         logits = self.engine.forward(self.model_input(torch.cat(images)), last)
         split = len(batch.forget)
         forget_sum, retain_sum, weight = loss(logits[:split], logits[split:], batch)
+        if self.by_image and batch.retain.total:
+            weight *= batch.forget.total / batch.retain.total
         total = weight * forget_sum / max(1, batch.forget.total) + retain_sum / max(1, batch.retain.total)
         total = total if len(logits) else total + logits.sum()  # the zero of a gradient
         self.engine.step(total * self.world, lr, last)  # engines average gradients over workers; this makes it a sum

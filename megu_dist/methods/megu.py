@@ -31,7 +31,7 @@ class MeguMethodSettings(MethodSettings):
 
     alpha: float = 0.5  # strength of N⁺
     beta: float = 0.0  # strength of N⁻
-    lambda_forget: float = 0.5  # weight λ_f of the forget loss
+    lambda_forget: float = 0.5  # weight λ_f of the forget loss; of single images: of each, against 1 of a retained one
     label_smoothing: float = 0.0  # of perturbing labels
     distill: float = 0.0  # share δ of the retained loss that follows the original model, not the labels; a pass more
 

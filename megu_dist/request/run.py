@@ -18,9 +18,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from megu_dist.config.compose import Composed
-from megu_dist.config.schema import ForgetSettings, MethodSettings
+from megu_dist.config.schema import ForgetSettings
 from megu_dist.config.validate import check, check_forget, check_method
-from megu_dist.data.open import open_source
 from megu_dist.errors import UserError, find_user_error
 from megu_dist.models.checkpoint import open_checkpoint
 from megu_dist.request import durable
@@ -135,7 +134,6 @@ def _settings(
         report=replace(s.report, images=0),  # no picture of what is to be deleted
         exclude_forget=False,
         train=replace(s.train, stop=_stop(composed) if not classes else "fixed"),
-        method=s.method if classes else _weighed(composed, sum(request.images for request in requests)),
     )
     if {one.id for one in state.named(*OPEN)} - {one.id for one in requests}:
         # More comes after this: a reference trained without all that is deleted is one of the last unlearning.
@@ -148,20 +146,6 @@ def _settings(
 def _stop(composed: Composed) -> str:
     """When single images are forgotten enough: as the user says, else when they are as unknown as unseen ones."""
     return composed.settings.train.stop if _said(composed, "train.stop") else "calibrated"
-
-
-def _weighed(composed: Composed, images: int) -> MethodSettings:
-    """λ_f for single images, unless the user says otherwise: as many times a retained image's weight as λ_f says.
-
-    Losses are means over forget and over retained images: as it stands, λ_f would give each of a few hundred images the
-    weight of dozens, and throw a model out of balance that has to change little.
-    """
-    s = composed.settings
-    if not hasattr(s.method, "lambda_forget") or _said(composed, "method.lambda_forget"):
-        return s.method
-    retained = max(1, open_source(s.data).num_rows("train") - images)
-    retained = min(retained, s.train.retain_per_epoch or retained)
-    return replace(s.method, lambda_forget=s.method.lambda_forget * images / retained)  # type: ignore[call-arg]
 
 
 def _said(composed: Composed, key: str) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gloo_workers
 import numpy as np
 import pytest
 import torch
 
-from megu_dist.engine.batch import Part
+from megu_dist.config.compose import load
+from megu_dist.engine.batch import Batch, Part
+from megu_dist.engine.context import Context
 from megu_dist.engine.coverage import Coverage
+from megu_dist.models.preprocess import Preprocess
 
 
 def test_a_worker_without_an_image_in_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +49,39 @@ def test_coverage_counts_rows_that_come_twice_or_were_not_asked_for() -> None:
     for rows in ([[3, 3], [7, 9]], [[3], [7]], [[3, 7], [9, 8]], [[3, 7], [9, 11]]):
         with pytest.raises(RuntimeError, match="epoch 4: "):
             seen(*rows).check(1, 4)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "method", "expected"),
+    [
+        ("class", "random_label", 0.5 * 6 / 2 + 8 / 4),
+        ("random", "random_label", (0.5 * 6 + 8) / 4),
+        ("ids", "random_label", (0.5 * 6 + 8) / 4),
+        ("random", "neggrad", 0.5 * 6 / 2 + 8 / 4),  # has no weight of forget images
+    ],
+)
+def test_single_images_weigh_lambda_each_and_a_class_as_a_whole(
+    scenario: str, method: str, expected: float, tmp_path: Path
+) -> None:
+    taken = []
+
+    class Engine:
+        def forward(self, x: torch.Tensor, last: bool = True) -> torch.Tensor:
+            return x.flatten(1).requires_grad_()
+
+        def step(self, loss: torch.Tensor, lr: float, last: bool = True) -> None:
+            taken.append(float(loss))
+
+    settings = load([f"forget.scenario={scenario}", f"method={method}"]).settings
+    preprocess, engine = Preprocess(1, 1, 1, (0.5,), (0.5,)), Engine()
+    context = Context(settings, engine, preprocess, torch.device("cpu"), 0, 1, 0, tmp_path / "log")  # type: ignore[arg-type]
+
+    def part(count: int) -> Part:
+        fields = {"label": torch.zeros(count), "image": torch.zeros(count, 1, 1, 1)}
+        return Part(count, fields)
+
+    def loss(forget: torch.Tensor, retain: torch.Tensor, batch: Batch) -> tuple[Any, Any, float]:
+        return 6 + 0 * forget.sum(), 8 + 0 * retain.sum(), 0.5
+
+    context._pass(Batch(part(2), part(4)), True, loss, Part.pixels, 0.1)
+    assert taken == [pytest.approx(expected)]

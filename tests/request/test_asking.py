@@ -213,24 +213,24 @@ def test_a_failed_batch_is_tried_again_in_the_same_folder(
     assert megu("verify")[0] == 0
 
 
-def test_single_images_weigh_as_much_as_retained_ones_times_lambda(
+def test_single_images_are_forgotten_until_they_look_unseen(
     megu: Megu, ids: Any, digits: Source, tmp_path: Path, untrained_model: Path, cache_dir: Path
 ) -> None:
     base = (f"data.cache_dir={cache_dir}", f"request.dir={tmp_path / 'ledger'}", f"model.path={untrained_model}")
     taken = []
 
     def look(composed: Any, folder: Path) -> None:
-        taken.append((composed.settings.method.lambda_forget, composed.settings.train.stop))
+        taken.append(composed.settings.train.stop)
         pretend(composed, folder)
 
-    words = ("data=digits", *base, "train.retain_per_epoch=100")
+    words = ("data=digits", *base)
     megu("add", ids(image_of(digits, 0), image_of(digits, 1)))
     carry_out(composed(*words), look, print)
     megu("add", ids(image_of(digits, 0, 1)))
-    carry_out(composed(*words, "method.lambda_forget=0.7"), look, print)
+    carry_out(composed(*words, "train.stop=fixed"), look, print)
     megu("add", "forget.classes=[three]")
     carry_out(composed(*words), look, print)
-    assert taken == [(pytest.approx(0.5 * 2 / 100), "calibrated"), (0.7, "calibrated"), (0.5, "fixed")]
+    assert taken == ["calibrated", "fixed", "fixed"]
 
 
 def test_a_run_starts_from_the_latest_model_only(
