@@ -7,6 +7,7 @@ this one runs on gloo, too, and weighs workers by their number of images.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class _Synchronised(torch.autograd.Function):
             unused = torch.zeros(2, channels)  # statistics in fp32, whatever the images are
             mean, variance = (v.double() for v in torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0))
             sums = torch.cat([mean, variance + mean.square(), mean.new_ones(1)]) * (x.numel() // channels)
-        distributed.all_reduce(sums)
+        _all_reduce(sums)
         n = sums[-1]
         mean = sums[:channels] / n
         variance = (sums[channels:-1] / n - mean.square()).clamp_min(0)
@@ -55,7 +56,7 @@ class _Synchronised(torch.autograd.Function):
             _, *own = torch.ops.aten.native_batch_norm_backward(dy, x, ones, *kept, False, ctx.eps, wanted)
             sums = torch.stack(own)
         total = sums.clone()
-        distributed.all_reduce(total)
+        _all_reduce(total)
         scale = inverse if weight is None else inverse * weight.float()
         by_x = -scale * inverse * total[0] / n
         shift = -scale * total[1] / n - by_x * mean
@@ -64,6 +65,17 @@ class _Synchronised(torch.autograd.Function):
         if x.numel():
             dx += _affine(x, zero, one, by_x, zero, 0.0)
         return dx, sums[0] if ctx.needs_input_grad[1] else None, sums[1] if ctx.needs_input_grad[2] else None, None
+
+
+def _all_reduce(tensor: Tensor) -> None:
+    """Sums over workers, looking for the end of it rather than going to sleep.
+
+    There are two of these a layer, of a few hundred numbers, and each takes less time than a core needs to wake up.
+    """
+    work = distributed.all_reduce(tensor, async_op=True)
+    while not work.is_completed():
+        os.sched_yield()
+    work.wait()
 
 
 def _affine(
