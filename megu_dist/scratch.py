@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIX = "megu-"
-NEW_S = 60.0  # an empty folder so young may be locked in a moment
+NEW_S = 60.0  # an empty folder so young may be locked in a moment, if the process in its name lives
 
 
 @contextmanager
 def folder(name: str) -> Iterator[Path]:
     """A new folder ``megu-<name>-…`` for the length of the block; locked meanwhile, so that :func:`sweep` lets it be."""
     sweep()
-    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{name}-"))
+    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{name}-{os.getpid()}-"))
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -39,10 +39,20 @@ def sweep(names: tuple[str, ...] = ("checkpoint",)) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             status = os.fstat(handle)
-            unlocked_yet = time.time() - status.st_mtime < NEW_S and not any(path.iterdir())
+            young = time.time() - status.st_mtime < NEW_S and not any(path.iterdir())
+            unlocked_yet = young and _lives(int(path.name.split("-")[2]))
             if status.st_uid == os.getuid() and not unlocked_yet:
                 shutil.rmtree(path, ignore_errors=True)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: no name of ours
             pass
         finally:
             os.close(handle)
+
+
+def _lives(pid: int) -> bool:
+    import psutil  # here, since it takes time that most commands need not spend
+
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
