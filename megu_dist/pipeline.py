@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megu_dist.config.registry import lookup
-from megu_dist.config.schema import MeguSettings, OracleSettings, keyed
+from megu_dist.config.schema import SINGLE, MeguSettings, OracleSettings, keyed
 from megu_dist.config.validate import check, check_forget, check_method, resolve_classes
 from megu_dist.data import stream
 from megu_dist.data.bad_rows import BadRows
@@ -374,6 +374,11 @@ class Pipeline:
         if s.perturb.probe_images:
             kept = complement(self.source.num_rows("train"), split.left_out)
             retained = sample(kept, s.perturb.probe_images, s.seed.unlearn, PROBE)
+        keep = (
+            retained is not None and s.forget.scenario in SINGLE
+        )  # a model alone is too sure of what it was trained on
+        if keep:
+            inputs["keep"] = True
 
         def work(out: Path) -> dict[str, Any]:
             bytes_each = model.preprocess.image_bytes * (2 + s.perturb.draws)
@@ -392,6 +397,7 @@ class Pipeline:
                 self.reporter.update,
                 self.fine,
                 retained,
+                keep,
             )
 
         total = len(split.rows) + (0 if retained is None else len(retained))

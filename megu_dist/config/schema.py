@@ -19,6 +19,8 @@ EXECUTION_ONLY = {"num_actors", "num_gpus", "num_cpus", "num_replicas", "max_rep
 YOUNGER = {"trainable": "all", "last_blocks": 1, "lora_rank": 16, "layer_decay": 1.0, "noise": "both",
            "already_classes": [], "already_file": None, "probe_images": 0, "probe_depth": 2 / 3}  # fmt: skip
 
+SINGLE = ("random", "ids")  # scenarios that name images and no concept
+
 
 def keyed(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of one section that are part of a content key."""

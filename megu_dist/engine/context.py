@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from megu_dist import scratch
-from megu_dist.config.schema import MeguSettings, TrainSettings
+from megu_dist.config.schema import SINGLE, MeguSettings, TrainSettings
 from megu_dist.data import plan, stream
 from megu_dist.engine import batch_norm, checkpoints, trainable
 from megu_dist.engine.base import Engine
@@ -24,7 +24,6 @@ from megu_dist.engine.history import History
 from megu_dist.errors import UserError
 from megu_dist.models.preprocess import Preprocess
 
-SINGLE = ("random", "ids")  # scenarios that name images and no concept
 FIT_FILE = "fit.npz"  # in a checkpoint: what the fit itself knows, beside the engine's state
 Pixels = Callable[[Part], Tensor]
 State = dict[str, Tensor]

@@ -35,6 +35,7 @@ class Perturber:
         out: str,
         actors: int,
         fine: bool = False,
+        keep: bool = False,
         probe: Probe | Lesson | None = None,
     ) -> None:
         self.frozen = Frozen(model_folder, settings, actors)
@@ -43,7 +44,7 @@ class Perturber:
                 probe = probe.learn(self.frozen, 1)
         self.probe = probe
         self.transition, self.forgotten, self.settings, self.seed = transition, forgotten, settings, seed
-        self.fine, self.out = fine, Path(out)
+        self.fine, self.keep, self.out = fine, keep, Path(out)
 
     def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
         """{row, id, label, image, fine (for sub-classes)} → file in ``out``; returns the number of rows."""
@@ -63,7 +64,8 @@ class Perturber:
         labels = np.asarray(block["label"])
         log_probs = self._log_probs(pixels)
         rows_of_t = self.transition.rows_for(np.asarray(block["fine"]) if self.fine else labels)
-        q = label_distribution(log_probs, rows_of_t, None if self.fine else labels, self.forgotten, s.kappa)
+        own = None if self.fine else labels
+        q = label_distribution(log_probs, rows_of_t, own, self.forgotten, s.kappa, self.keep)
         drawn = draw_labels(q, list(block["id"]), self.seed, s.draws, s.label_policy)
         made = {"perturbing_label": drawn}
         if s.noise in ("both", "positive"):

@@ -1,6 +1,7 @@
 """Perturbing labels: q_x(j) ∝ T[y, j] · p(j | x; θ_o)^κ over classes that are neither y nor forgotten (design §2.2).
 
-For a forgotten sub-class, T has a row for the fine concept and the coarse label y is as legal as any other."""
+For a forgotten sub-class, T has a row for the fine concept and the coarse label y is as legal as any other. Single images
+keep their label as often as an unseen image would be given it, where a probe tells how often (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -12,13 +13,18 @@ from megu_dist.data.plan import hash_uniform
 
 
 def label_distribution(
-    log_probs: np.ndarray, rows_of_t: np.ndarray, labels: np.ndarray | None, forgotten: list[int], kappa: float
+    log_probs: np.ndarray,
+    rows_of_t: np.ndarray,
+    labels: np.ndarray | None,
+    forgotten: list[int],
+    kappa: float,
+    keep: bool = False,
 ) -> np.ndarray:
     """q, (N, C) float64, rows sum to 1.
 
     ``log_probs`` (N, C) of θ_o, ``rows_of_t`` (N, C) the image's row of T, ``labels`` (N,). Where T gives no weight to
     any allowed class, q falls back to p alone. ``labels`` None: the image's own label is legal, as for a fine class
-    within it.
+    within it. ``keep``: q(y) = p(y | x), and the other classes share the rest as they would share all of it.
     """
     allowed = np.ones_like(log_probs, bool)
     allowed[:, forgotten] = False
@@ -30,7 +36,14 @@ def label_distribution(
     empty = ~np.isfinite(score).any(1)
     score[empty] = np.where(allowed[empty], log_probs[empty], -np.inf)
     weight = np.exp(score - score.max(1, keepdims=True))
-    return weight / weight.sum(1, keepdims=True)
+    q: np.ndarray = weight / weight.sum(1, keepdims=True)
+    if keep and labels is not None:
+        place = np.arange(len(labels)), labels
+        own = np.exp(log_probs[place] - np.logaddexp.reduce(log_probs, 1))
+        own[np.isin(labels, forgotten)] = 0
+        q *= 1 - own[:, None]
+        q[place] = own
+    return q
 
 
 def id_seeds(ids: list[str]) -> np.ndarray:

@@ -30,10 +30,12 @@ def perturb(
     progress: Callable[[int], None],
     fine: bool = False,
     retained: np.ndarray | None = None,
+    keep: bool = False,
 ) -> dict[str, int]:
     """Perturbs the forget rows; ``fine``: they are sub-classes, and T has a row per fine label.
 
-    ``retained``: rows that a probe of the features learns from before (:mod:`megu_dist.perturb.probe`).
+    ``retained``: rows that a probe of the features learns from before (:mod:`megu_dist.perturb.probe`). ``keep``: an image
+    may keep its label (:func:`megu_dist.perturb.labels.label_distribution`).
 
     Raises when a row is missing afterwards: a forget image is never dropped.
     """
@@ -56,6 +58,7 @@ def perturb(
         "out": str(out),
         "actors": actors,
         "fine": fine,
+        "keep": keep,
         "probe": probe,
     }
     done = 0

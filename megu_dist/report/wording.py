@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from megu_dist.config.schema import SINGLE
 from megu_dist.report.load import RunMetrics, Values
 
 UP, DOWN, ALIKE = "↑", "↓", "≈"
@@ -166,7 +167,7 @@ def verdict(metrics: RunMetrics) -> str:
     images = "test" if key == "acc_forget_test" else "training"
     parts = [f"accuracy on forgotten {images} images {_change(metrics, key)}"]
     parts.append(f"retained test accuracy {_change(metrics, 'acc_retain_test')}")
-    if metrics.scenario in ("random", "ids"):
+    if metrics.scenario in SINGLE:
         parts.append(f"membership inference {_change(metrics, 'mia')}")
     sentence = f"{_opening(metrics)}: {'; '.join(parts)}."
     before, after = (metrics.value(model, "acc_retain_test") for model in ("original", "unlearned"))

@@ -129,3 +129,23 @@ def test_labels_follow_the_probe(digits: Source, digits_model: Path, tmp_path: P
         pq.read_schema(PerturbedStore(tmp_path / "with").files[0]).names
         == pq.read_schema(PerturbedStore(tmp_path / "without").files[0]).names
     )
+
+
+def test_single_images_keep_their_label_as_often_as_unseen_ones(
+    digits: Source, digits_model: Path, tmp_path: Path
+) -> None:
+    """Most of them, for digits are easy; without ``keep``, none."""
+    rows, checkpoint = np.arange(0, len(labels_of(digits)), 5), open_checkpoint(str(digits_model))
+    retained = complement(len(labels_of(digits)), rows)[::3]
+    settings = PerturbSettings(noise="none", probe_images=len(retained), draws=4)
+    transition = Transition(np.full((10, 10), 0.1), tuple(range(10)))
+    share = {}
+    with stream.in_this_process():
+        for keep in (False, True):
+            folder = tmp_path / str(keep)
+            perturb(digits, rows, checkpoint, transition, [], settings, 0, 1, folder, [].append, False, retained, keep)
+            store = PerturbedStore(folder)
+            draws = [store.gather(np.arange(len(store)), draw) for draw in range(4)]
+            share[keep] = np.mean([draw["perturbing_label"] == draw["label"] for draw in draws])
+    assert share[False] == 0
+    assert 0.7 < share[True] < 1
