@@ -168,9 +168,9 @@ def test_perturb(folder: Path, images: tuple[np.ndarray, np.ndarray], tmp_path: 
             part = torch.from_numpy(pixels[start : start + BATCH]).float() / 255
             target = torch.from_numpy(labels[start : start + BATCH])
             with torch.no_grad():
-                actor._logits(part)
+                actor.frozen.logits(part)
             for towards in (True, False):
-                fragment_align(actor._logits, part, target, towards, options.epsilon, options.steps)
+                fragment_align(actor.frozen.logits, part, target, towards, options.epsilon, options.steps)
         return IMAGES
 
     assert compare("perturb", ours, bare) > 0.5

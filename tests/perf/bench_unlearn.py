@@ -71,11 +71,30 @@ def images(folder: Path) -> None:
     pq.write_table(table.slice(0, 100), folder / "test.parquet")
 
 
-def test_two_workers_against_one(tmp_path: Path) -> None:
-    """Images per second of a second epoch without its first twentieth; one thread a worker, synchronised statistics."""
+BACKBONES = {
+    "ResNet-18 width 16, 32 px": ["model=cifar_resnet", "model.width=16", "train.batch_size=256"],
+    "the same, local statistics": [
+        "model=cifar_resnet",
+        "model.width=16",
+        "train.batch_size=256",
+        "train.batch_norm=local",
+    ],
+    "ViT-S/16, 224 px": [
+        "model=transformers",
+        "model.model_type=vit",
+        "model.config={hidden_size:384,num_hidden_layers:12,num_attention_heads:6,intermediate_size:1536}",
+        "train.retain_per_epoch=96",
+        "train.batch_size=32",
+    ],
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_two_workers_against_one(backbone: str, tmp_path: Path) -> None:
+    """Images per second of a second epoch without its first twentieth; one thread a worker."""
     images(tmp_path)
-    words = ["train", "data=parquet", f"data.path={tmp_path}", "model=cifar_resnet", "model.width=16", "engine=ddp",
-             "train.epochs=2", "train.batch_size=256", f"run.dir={tmp_path}", "train.threads=1"]  # fmt: skip
+    words = ["train", "data=parquet", f"data.path={tmp_path}", "engine=ddp", "train.epochs=2", "train.threads=1",
+             f"run.dir={tmp_path}", *BACKBONES[backbone]]  # fmt: skip
     rates: dict[int, list[float]] = {1: [], 2: []}
     for k in range(RUNS):
         for workers in rates:
@@ -86,5 +105,5 @@ def test_two_workers_against_one(tmp_path: Path) -> None:
             rates[workers].append(sum(line["images"] for line in rest) / (rest[-1]["seconds"] - first["seconds"]))
     one, two = (statistics.median(found) for found in rates.values())
     ratio = statistics.median(b / a for a, b in zip(*rates.values(), strict=True))
-    print(f"\n2 workers: {two:,.0f} images/s, 1 worker: {one:,.0f}, ratio {ratio:.2f}")
+    print(f"\n{backbone}, 2 workers: {two:,.0f} images/s, 1 worker: {one:,.0f}, ratio {ratio:.2f}")
     assert ratio > 0.5
