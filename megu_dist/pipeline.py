@@ -374,9 +374,8 @@ class Pipeline:
         if s.perturb.probe_images:
             kept = complement(self.source.num_rows("train"), split.left_out)
             retained = sample(kept, s.perturb.probe_images, s.seed.unlearn, PROBE)
-        keep = (
-            retained is not None and s.forget.scenario in SINGLE
-        )  # a model alone is too sure of what it was trained on
+        # Not without a probe: a model alone is too sure of what it was trained on.
+        keep = retained is not None and s.forget.scenario in SINGLE
         if keep:
             inputs["keep"] = True
 

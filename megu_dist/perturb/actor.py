@@ -44,7 +44,8 @@ class Perturber:
                 probe = probe.learn(self.frozen, 1)
         self.probe = probe
         self.transition, self.forgotten, self.settings, self.seed = transition, forgotten, settings, seed
-        self.fine, self.keep, self.out = fine, keep, Path(out)
+        # A probe of a single class is none, and the model alone would keep nearly every label.
+        self.fine, self.keep, self.out = fine, keep and probe is not None, Path(out)
 
     def __call__(self, block: dict[str, np.ndarray]) -> pa.Table:
         """{row, id, label, image, fine (for sub-classes)} → file in ``out``; returns the number of rows."""
