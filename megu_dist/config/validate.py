@@ -100,6 +100,7 @@ RANGES: dict[str, _Rule] = {
     "method.lambda_forget": NOT_NEGATIVE,
     "method.label_smoothing": SHARE,
     "method.distill": ("between 0 and 1", lambda v: 0 <= v <= 1),
+    "method.residual": SHARE,
     "method.gamma": ("greater than 0 and at most 1", lambda v: 0 < v <= 1),
     "method.temperature": POSITIVE,
     "method.delta": NOT_NEGATIVE,

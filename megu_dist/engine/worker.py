@@ -167,6 +167,7 @@ def _rows(job: TrainJob, perturbed: bool) -> tuple[Any, Any]:
         lambda epoch: PerturbedReader(store, epoch, Augment(train.augment, seed, epoch)),
         3 * image_bytes,
         len(store),
+        plain_reader=lambda epoch: PerturbedReader(store, epoch),
         asked=wanted,
     )
     return forget, retain

@@ -4,6 +4,7 @@ Fine-tunes on forget images moved by Fragment-Align noise and re-labelled with s
 a sample of retained images: minimises λ_f · CE(clip(x + α·N⁺ + β·N⁻), ŷ) over D_f plus CE(x, y) over D_r.
 Deviates: labels are sampled per image and epoch by default (``perturb.label_policy``), and may be smoothed. With
 ``method.distill`` = δ > 0, retained images count as (1 - δ) · CE(x, y) + δ · KL(θ_o without forgotten classes ‖ θ_u).
+Where whole classes are forgotten, the weights are then moved back towards θ_o as far as ``method.residual`` allows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from megu_dist.config.registry import register
 from megu_dist.config.schema import MethodSettings
+from megu_dist.methods import interpolate
 from megu_dist.methods.base import Method, Space
 from megu_dist.methods.losses import frozen_copy, kl_sum, logits_of
 
@@ -34,6 +36,7 @@ class MeguMethodSettings(MethodSettings):
     lambda_forget: float = 0.5  # weight λ_f of the forget loss; of single images: of each, against 1 of a retained one
     label_smoothing: float = 0.0  # of perturbing labels
     distill: float = 0.0  # share δ of the retained loss that follows the original model, not the labels; a pass more
+    residual: float = 0.01  # mean probability up to which a forgotten class may come back for nearer weights; 0: none
 
 
 @register("method", "megu", MeguMethodSettings)
@@ -66,6 +69,8 @@ class Megu(Method):
 
         scale, distill = ctx.settings.perturb.epsilon / 127, self.settings.distill
         teacher = frozen_copy(model, ctx) if distill else None
+        if self.settings.residual and ctx.forget_classes and forget is not None:
+            interpolate.until_forgotten(ctx, model, forget, self.settings.residual)
 
         def pixels(part: Part) -> Tensor:
             noise = (part.fields.get("noise_pos"), part.fields.get("noise_neg"))
