@@ -375,7 +375,7 @@ class Pipeline:
             kept = complement(self.source.num_rows("train"), split.left_out)
             retained = sample(kept, s.perturb.probe_images, s.seed.unlearn, PROBE)
         # Not without a probe: a model alone is too sure of what it was trained on.
-        keep = retained is not None and s.forget.scenario in SINGLE
+        keep = retained is not None and s.forget.scenario in (*SINGLE, "subclass")
         if keep:
             inputs["keep"] = True
 

@@ -17,6 +17,7 @@ from PIL import Image
 from megu_dist.config.compose import load
 from megu_dist.data.base import Source
 from megu_dist.data.open import open_source
+from megu_dist.data.perturbed import PerturbedStore
 from megu_dist.oracle.stage import prepare, remaining
 from megu_dist.perturb.labels import label_distribution
 
@@ -99,6 +100,20 @@ def test_perturbing_labels_may_be_the_coarse_label(finished: Path) -> None:
     drawn = np.array(table["perturbing_label"].to_pylist())
     assert set(table["label"].to_pylist()) == {1}
     assert set(drawn.ravel().tolist()) == {0, 1, 2}
+
+
+def test_a_probe_decides_how_often_the_coarse_label_is_kept(
+    finished: Path, models: list[str], words: list[str], runs: Path, run_small: Run
+) -> None:
+    """The model was taught that threes are open; features of other digits say so as often as a retrained model does."""
+    more = ["perturb.probe_images=1000", "method.alpha=0", "perturb.draws=4"]
+    done = run_small(["unlearn", *words, *models, *REQUEST, *TUNING, *more, "run.name=probed"])
+    assert done.code == 0, done.output
+    drawn = PerturbedStore(runs / "probed" / "perturbed")
+    labels = np.stack([drawn.gather(np.arange(len(drawn)), draw)["perturbing_label"] for draw in range(4)])
+    scores = json.loads((runs / "probed" / "metrics.json").read_text())["models"]
+    assert 0.5 < (labels == 1).mean() < scores["original"]["acc_forget_train"]
+    assert abs(scores["unlearned"]["acc_forget_test"] - scores["retrained"]["acc_forget_test"]) < 0.1
 
 
 def test_the_closed_form_without_a_forbidden_label() -> None:

@@ -63,10 +63,11 @@ class Perturber:
         s = self.settings
         pixels = self.frozen.pixels(block["image"])
         labels = np.asarray(block["label"])
-        log_probs = self._log_probs(pixels)
+        log_probs, unseen = self._log_probs(pixels)
         rows_of_t = self.transition.rows_for(np.asarray(block["fine"]) if self.fine else labels)
-        own = None if self.fine else labels
-        q = label_distribution(log_probs, rows_of_t, own, self.forgotten, s.kappa, self.keep)
+        own = None if self.fine and not self.keep else labels
+        keep = np.exp(unseen[np.arange(len(labels)), labels]) if self.keep else None
+        q = label_distribution(log_probs, rows_of_t, own, self.forgotten, s.kappa, keep)
         drawn = draw_labels(q, list(block["id"]), self.seed, s.draws, s.label_policy)
         made = {"perturbing_label": drawn}
         if s.noise in ("both", "positive"):
@@ -75,8 +76,12 @@ class Perturber:
             made["noise_neg"] = self._noise(pixels, labels, False)
         return made
 
-    def _log_probs(self, pixels: Tensor) -> np.ndarray:
-        """log p(j | x), (N, C) float64: the model's own, or halfway between that and the probe's."""
+    def _log_probs(self, pixels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """log p(j | x), (N, C) float64: the model's own, or halfway between that and the probe's; and an unseen image's.
+
+        The latter is normalised. Of a sub-class it is the probe's alone: θ_o was taught the labels of all of its images,
+        while of single ones it has seen thousands of the kind.
+        """
         import torch
 
         def own(logits: Tensor) -> np.ndarray:
@@ -85,10 +90,13 @@ class Perturber:
 
         with torch.no_grad():
             if self.probe is None:
-                return own(self.frozen.logits(pixels))
+                log_probs = own(self.frozen.logits(pixels))
+                return log_probs, log_probs
             with features_at(self.frozen.model, self.settings.probe_depth) as features:
                 log_probs = own(self.frozen.logits(pixels))
-            return (log_probs + self.probe.log_probs(features().float().cpu().numpy(), log_probs.shape[1])) / 2
+            probed = self.probe.log_probs(features().float().cpu().numpy(), log_probs.shape[1])
+        halfway = (log_probs + probed) / 2
+        return halfway, probed if self.fine else halfway - np.logaddexp.reduce(halfway, 1)[:, None]
 
     def _noise(self, pixels: Tensor, target: np.ndarray, towards: bool) -> np.ndarray:
         import torch

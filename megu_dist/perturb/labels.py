@@ -1,7 +1,8 @@
 """Perturbing labels: q_x(j) ∝ T[y, j] · p(j | x; θ_o)^κ over classes that are neither y nor forgotten (design §2.2).
 
-For a forgotten sub-class, T has a row for the fine concept and the coarse label y is as legal as any other. Single images
-keep their label as often as an unseen image would be given it, where a probe tells how often (docs/method.md)."""
+For a forgotten sub-class, T has a row for the fine concept and the coarse label y is as legal as any other. Where a probe
+tells how often an unseen image would be given its label, single images and sub-classes keep it as often (docs/method.md).
+"""
 
 from __future__ import annotations
 
@@ -18,13 +19,14 @@ def label_distribution(
     labels: np.ndarray | None,
     forgotten: list[int],
     kappa: float,
-    keep: bool = False,
+    keep: np.ndarray | None = None,
 ) -> np.ndarray:
     """q, (N, C) float64, rows sum to 1.
 
     ``log_probs`` (N, C) of θ_o, ``rows_of_t`` (N, C) the image's row of T, ``labels`` (N,). Where T gives no weight to
     any allowed class, q falls back to p alone. ``labels`` None: the image's own label is legal, as for a fine class
-    within it. ``keep``: q(y) = p(y | x), and the other classes share the rest as they would share all of it.
+    within it. ``keep`` (N,): q(y) of each image that is not forgotten with its whole class; the other classes share the
+    rest as they would share all of it.
     """
     allowed = np.ones_like(log_probs, bool)
     allowed[:, forgotten] = False
@@ -37,12 +39,10 @@ def label_distribution(
     score[empty] = np.where(allowed[empty], log_probs[empty], -np.inf)
     weight = np.exp(score - score.max(1, keepdims=True))
     q: np.ndarray = weight / weight.sum(1, keepdims=True)
-    if keep and labels is not None:
-        place = np.arange(len(labels)), labels
-        own = np.exp(log_probs[place] - np.logaddexp.reduce(log_probs, 1))
-        own[np.isin(labels, forgotten)] = 0
+    if keep is not None and labels is not None:
+        own = np.where(np.isin(labels, forgotten), 0, keep)
         q *= 1 - own[:, None]
-        q[place] = own
+        q[np.arange(len(labels)), labels] = own
     return q
 
 

@@ -46,12 +46,12 @@ def test_never_the_label_nor_a_forgotten_class(forgotten: list[int]) -> None:
     assert (drawn != np.repeat(LABELS, 500)[:, None]).all()
 
 
-def test_a_kept_label_is_as_likely_as_the_model_says() -> None:
+def test_a_kept_label_is_as_likely_as_asked() -> None:
     """The other classes share the rest as without it; a label that is forgotten is not kept."""
-    scores = np.log(P) + 3.0  # need not be normalised
-    q = label_distribution(scores, T, LABELS, [3], 0.5, keep=True)
-    without = label_distribution(scores, T, LABELS, [3], 0.5)
-    own = P[np.arange(3), LABELS[:3]]
+    keep = np.array([0.9, 0.0, 0.3, 0.5])
+    q = label_distribution(np.log(P), T, LABELS, [3], 0.5, keep)
+    without = label_distribution(np.log(P), T, LABELS, [3], 0.5)
+    own = keep[:3]
     np.testing.assert_allclose(q[np.arange(3), LABELS[:3]], own)
     np.testing.assert_allclose(q.sum(1), 1)
     others = without[:3] * (1 - own)[:, None]

@@ -15,8 +15,10 @@ from megu_dist.data import stream
 from megu_dist.data.base import Source
 from megu_dist.data.perturbed import PerturbedStore
 from megu_dist.data.plan import complement
+from megu_dist.data.readers import ImageReader
 from megu_dist.models.checkpoint import open_checkpoint
 from megu_dist.oracle.transition import Transition
+from megu_dist.perturb.actor import Perturber
 from megu_dist.perturb.probe import DECAY, Lesson, Probe, features_at, fit
 from megu_dist.perturb.stage import perturb
 
@@ -149,3 +151,26 @@ def test_single_images_keep_their_label_as_often_as_unseen_ones(
             share[keep] = np.mean([draw["perturbing_label"] == draw["label"] for draw in draws])
     assert share[False] == 0
     assert 0.7 < share[True] < 1
+
+
+@pytest.mark.parametrize("fine", [True, False])
+def test_a_subclass_keeps_its_coarse_label_as_often_as_the_probe_says(
+    fine: bool, digits: Source, digits_model: Path, tmp_path: Path
+) -> None:
+    """Whatever the model thinks, which was taught it; single images ask both."""
+    checkpoint = open_checkpoint(str(digits_model))
+    rows = np.flatnonzero(labels_of(digits) == FORGOTTEN)
+    settings = PerturbSettings(noise="none", probe_images=100, draws=8)
+    with stream.in_this_process():
+        learnt = Lesson(digits, np.arange(200), checkpoint.preprocess, settings).learn(str(digits_model), 1)
+    assert learnt is not None
+    bias = np.log(np.where(np.arange(10) == FORGOTTEN, 0.28, 0.08))  # whatever the image
+    probe = Probe(learnt.centre, learnt.scale, np.zeros_like(learnt.weight), bias, np.arange(10))
+    block = ImageReader(digits, "train", checkpoint.preprocess, keep_id=True)({"row": rows})
+    block["fine"] = block["label"]
+    transition = Transition(np.full((1, 10), 0.1), (FORGOTTEN,))
+    Perturber(str(digits_model), transition, [], settings, 0, str(tmp_path), 0, fine, True, probe)(block)
+    store = PerturbedStore(tmp_path)
+    drawn = np.stack([store.gather(np.arange(len(store)), draw)["perturbing_label"] for draw in range(8)])
+    share = float((drawn == FORGOTTEN).mean())
+    assert share == pytest.approx(0.28, abs=0.05) if fine else share > 0.5
