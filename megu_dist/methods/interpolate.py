@@ -8,6 +8,7 @@ further than forgetting needs, so the point is looked for where forgotten classe
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from megu_dist.data import plan
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from megu_dist.engine.batch import Rows
     from megu_dist.engine.context import Context, State
 
+BATCH = 128  # images of a forward pass
 IMAGES = 1024  # forget images that are looked at: a mean of .01 is then known to about .002
 HALVINGS = 5  # of the line: the share is known to 1/32
 
@@ -62,13 +64,10 @@ def _mix(start: Tensor, end: Tensor, share: float) -> Tensor:
 
 def _images(ctx: Context, forget: Rows) -> list[Tensor]:
     """The first forget images of an epoch's order, which is a random one; the same whatever the number of workers."""
-    steps = plan.num_steps(forget.count, 128)
-    found: list[Tensor] = []
-    for part in forget.plain().steps(0, steps, 0, 0, 1, ctx.device):
-        found.append(part.pixels())
-        if sum(map(len, found)) >= IMAGES:
-            break
-    return found
+    count = min(forget.count, IMAGES)
+    some = replace(forget.plain(), rows=lambda epoch: forget.rows(epoch)[:count], count=count)
+    parts = some.steps(0, plan.num_steps(count, BATCH), 0, 0, 1, ctx.device)
+    return [part.image for part in parts if len(part)]
 
 
 def _probability(ctx: Context, model: nn.Module, images: list[Tensor]) -> float:
@@ -76,5 +75,5 @@ def _probability(ctx: Context, model: nn.Module, images: list[Tensor]) -> float:
     import torch
 
     with torch.no_grad():
-        known = [logits_of(model, x, ctx).softmax(1)[:, list(ctx.forget_classes)].sum(1) for x in images]
+        known = [logits_of(model, x.float() / 255, ctx).softmax(1)[:, list(ctx.forget_classes)].sum(1) for x in images]
     return float(torch.cat(known).mean())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megu_dist.config.registry import lookup
+from megu_dist.methods import interpolate
 
 State = dict[str, Tensor]
 FIT = ["train.epochs=4", "method.lambda_forget=1.0"]
@@ -71,3 +72,10 @@ def test_images_of_classes_that_stay_leave_the_weights_where_they_are(folder: Pa
     model.load_state_dict(workers.original(folder))
     ctx.final_weights(lookup("method", "megu").target(ctx.settings.method).unlearn(ctx, model, *workers.data()))
     assert "interpolated" not in ctx.told
+
+
+def test_no_more_images_are_read_than_are_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpolate, "IMAGES", 8)
+    forget, _ = workers.data()
+    found = torch.cat(interpolate._images(workers.context("megu", folder, 0, 1, FIT), forget))
+    assert torch.equal(found, forget.read(forget.rows(0)[:8])["image"])
