@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from megu_dist.engine.batch import Batch, Part, Rows
     from megu_dist.engine.context import Context
 
+RESIDUAL = 0.01  # with perturb.probe_images, with which it was measured
 NEVER = -1e4  # a logit whose probability is 0; minus infinity would make KL undefined
 
 
@@ -36,7 +37,7 @@ class MeguMethodSettings(MethodSettings):
     lambda_forget: float = 0.5  # weight λ_f of the forget loss; of single images: of each, against 1 of a retained one
     label_smoothing: float = 0.0  # of perturbing labels
     distill: float = 0.0  # share δ of the retained loss that follows the original model, not the labels; a pass more
-    residual: float = 0.01  # mean probability up to which a forgotten class may come back for nearer weights; 0: none
+    residual: float | None = None  # mean p that a class may regain for nearer weights; null: .01, without a probe 0
 
 
 @register("method", "megu", MeguMethodSettings)
@@ -69,8 +70,11 @@ class Megu(Method):
 
         scale, distill = ctx.settings.perturb.epsilon / 127, self.settings.distill
         teacher = frozen_copy(model, ctx) if distill else None
-        if self.settings.residual and ctx.forget_classes and forget is not None:
-            interpolate.until_forgotten(ctx, model, forget, self.settings.residual)
+        residual = self.settings.residual
+        if residual is None:
+            residual = RESIDUAL if ctx.settings.perturb.probe_images else 0
+        if residual and ctx.forget_classes and forget is not None:
+            interpolate.until_forgotten(ctx, model, forget, residual)
 
         def pixels(part: Part) -> Tensor:
             noise = (part.fields.get("noise_pos"), part.fields.get("noise_neg"))

@@ -65,6 +65,12 @@ def test_weights_that_have_not_forgotten_enough_stay_where_they_are(folder: Path
     assert all(torch.equal(state[name], value) for name, value in fitted.items())
 
 
+@pytest.mark.parametrize(("words", "moved"), [([], False), (["perturb.probe_images=100"], True)])
+def test_by_default_only_with_a_probe(words: list[str], moved: bool, folder: Path) -> None:
+    _, ctx = workers.run("megu", folder, words=[*FIT, *words])
+    assert ("interpolated" in ctx.told) is moved
+
+
 def test_images_of_classes_that_stay_leave_the_weights_where_they_are(folder: Path) -> None:
     ctx = workers.context("megu", folder, 0, 1, [*FIT, "method.residual=0.5"])
     ctx.forget_classes = ()
