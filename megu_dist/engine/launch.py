@@ -7,7 +7,8 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from megu_dist.engine.worker import TrainJob
 from megu_dist.errors import UserError
 
 READERS = 1.0  # CPUs that a group leaves to the tasks that read
+ABORT_S = 10.0  # the driver waits so long for a training that it has aborted
 ELASTIC_START_S = 30.0  # an elastic group that has not been placed by then is counted anew: a node may be gone
 
 
@@ -32,7 +34,6 @@ def fit(job: TrainJob, checkpoint_root: Path, progress: Callable[[dict[str, Any]
     if inline.suits(job):
         return inline.fit_here(job, checkpoint_root)
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     from megu_dist.engine import worker
 
@@ -48,7 +49,7 @@ def fit(job: TrainJob, checkpoint_root: Path, progress: Callable[[dict[str, Any]
     if train.elastic:
         start, tries = ELASTIC_START_S, 3 + int(2 * give_up / ELASTIC_START_S)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start)
-    trainer = TorchTrainer(
+    trainer = _trainer()(
         worker.run,
         train_loop_config={"job": replace(job, resume=None if resume is None else str(resume))},
         scaling_config=ray.train.ScalingConfig(
@@ -61,7 +62,7 @@ def fit(job: TrainJob, checkpoint_root: Path, progress: Callable[[dict[str, Any]
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _Follow(history, progress):
+    with _Follow(history, progress), _aborted_with(trainer):
         result = trainer.fit()
     if result.return_value is None:
         raise RuntimeError("the training job ended without a result")
@@ -106,6 +107,39 @@ def check_workers(train: TrainSettings) -> int | tuple[int, int]:
             f"the tasks that read images, which need {READERS:g}; set one of the two lower"
         )
     return (least, train.num_workers) if train.elastic else least
+
+
+def _trainer() -> Any:
+    """Ray Train's trainer, which keeps its controller's handle and leaves Ctrl-C to the command.
+
+    Ray's own handler of Ctrl-C ends the process with status 1 and no word.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):
+        controller: Any = None
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            self.controller = controller
+
+    return Trainer
+
+
+@contextmanager
+def _aborted_with(trainer: Any) -> Iterator[None]:
+    """Aborts the training when the driver stops waiting for it: Ctrl-C, a scheduler's stop, no room in time.
+
+    A controller that only dies with its driver leaves a detached actor, which a cluster without a dashboard never ends.
+    """
+    import ray
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if trainer.controller is not None:
+            with suppress(ray.exceptions.RayError):  # the controller's own end is one, and so is ten seconds of silence
+                ray.get(trainer.controller.abort.remote(), timeout=ABORT_S)
+        raise
 
 
 class _Follow:

@@ -128,7 +128,7 @@ def cluster(root: Path, count: int = 2) -> Iterator[Nodes]:
     try:
         made = Nodes(Cluster(), mark)
         made.cluster.add_node(
-            num_cpus=0, object_store_memory=2**28, include_dashboard=False, _system_config=dict(HEARTBEAT)
+            num_cpus=0, object_store_memory=2**28, include_dashboard=True, _system_config=dict(HEARTBEAT)
         )
         for _ in range(count):
             made.add()

@@ -1,8 +1,9 @@
-"""A killed training worker and a killed driver, one after the other in one run: nothing is lost."""
+"""An interrupted training, and a killed worker and a killed driver in one run: nothing is lost."""
 
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import disturb
@@ -24,6 +25,19 @@ def goes_on(run: disturb.Command) -> None:
     """Waits for a checkpoint that is newer than those that are there."""
     before = seen(run)
     run.until(lambda: seen(run) > before, f"a checkpoint after {before}", every=0.05)
+
+
+def test_ctrl_c_in_training_is_said_and_leaves_nothing(training_words: list[str], tmp_path: Path) -> None:
+    with disturb.command(["train", *training_words, "train.epochs=500"], tmp_path, "run") as run:
+        goes_on(run)
+        assert run.process is not None
+        run.process.send_signal(signal.SIGINT)
+        assert run.wait(60) == 130, run.log[-8000:]
+        assert run.output.splitlines()[-1] == "megu: interrupted; run the same command again to continue"
+        assert "Traceback" not in run.output
+        disturb.gone(run.mark, agents=False)
+        assert not disturb.leftovers(tmp_path, run.folder)
+        assert seen(run)[0] >= 0
 
 
 def test_killed_worker_killed_driver(training_words: list[str], tmp_path: Path) -> None:
