@@ -19,7 +19,7 @@ from megu_dist.engine.worker import TrainJob
 from megu_dist.errors import UserError
 
 READERS = 1.0  # CPUs that a group leaves to the tasks that read
-ABORT_S = 10.0  # the driver waits so long for a training that it has aborted
+ABORT_S = 5.0  # the driver waits so long for a training that it has aborted
 ELASTIC_START_S = 30.0  # an elastic group that has not been placed by then is counted anew: a node may be gone
 
 
@@ -137,7 +137,7 @@ def _aborted_with(trainer: Any) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if trainer.controller is not None:
-            with suppress(ray.exceptions.RayError):  # the controller's own end is one, and so is ten seconds of silence
+            with suppress(ray.exceptions.RayError):  # the controller's own end is one, and so is its silence
                 ray.get(trainer.controller.abort.remote(), timeout=ABORT_S)
         raise
 
