@@ -43,6 +43,7 @@ class Nodes:
         self.cluster, self.mark = cluster, mark
         self.workers: list[Any] = []
         self.frozen: list[Process] = []
+        self.given_up: list[Any] = []  # nodes that were frozen
 
     @property
     def address(self) -> str:
@@ -70,6 +71,7 @@ class Nodes:
         """SIGSTOP of the same."""
         node = self._where(victim)
         self.workers.remove(node)
+        self.given_up.append(node)
         self.frozen = self._of(node)
         for one in self.frozen:
             one.kill(signal.SIGSTOP)
@@ -87,6 +89,8 @@ class Nodes:
 
     def work(self) -> list[Process]:
         """What is left of a run on the nodes: processes that do somebody's work, and no idle ones."""
+        for node in self.given_up:  # its workers end when they see no raylet any more, not even one as a zombie
+            self._raylet(node).poll()
         return [one for one in disturb.marked(self.mark) if one.title.startswith("ray::") and not _own(one.title)]
 
     def nothing_is_left(self, run: Command) -> None:
@@ -97,11 +101,12 @@ class Nodes:
         assert not disturb.leftovers(run.root, run.folder)
 
     def _of(self, node: Any) -> list[Process]:
-        raylet = self._raylet(node)
+        raylet = self._raylet(node).pid
         return [Process(raylet, "raylet"), *disturb.descendants(raylet)]
 
-    def _raylet(self, node: Any) -> int:
-        return int(node.all_processes["raylet"][0].process.pid)
+    def _raylet(self, node: Any) -> subprocess.Popen[bytes]:
+        found: subprocess.Popen[bytes] = node.all_processes["raylet"][0].process
+        return found
 
     def _where(self, victim: Process) -> Any:
         return next(node for node in self.workers if victim.pid in [one.pid for one in self._of(node)])
