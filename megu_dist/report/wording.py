@@ -35,6 +35,12 @@ MODEL_METRICS = (
     Metric("acc_retain_train", "Accuracy, retained, training", UP, "share right among retained training images"),
     Metric("acc_forget_train", "Accuracy, forgotten, training", ALIKE, "share right among the forgotten images"),
     Metric(
+        "acc_retain_test_masked",
+        "Accuracy, retained, test, classes left",
+        UP,
+        "the same as retained, test, where only classes that are left can be answers",
+    ),
+    Metric(
         "acc_already_test",
         "Accuracy, forgotten earlier, test",
         DOWN,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from megu_dist.metrics.base import PARTS, Parts, Predictions, compute
+from megu_dist.report.wording import DISTANCES, MODEL_METRICS
 
 SIZES = {
     "retain_train": 400, "forget_train": 300, "retain_test": 200, "forget_test": 50, "already_train": 60, "already_test": 30,
@@ -44,6 +45,18 @@ def test_a_perfect_result_is_the_retrained_model() -> None:
     assert {k: versus[k] for k in ("tow", "tow_mia")} == {"tow": 1.0, "tow_mia": 1.0}
     for name in ("avg_gap", "kl_forget", "activation_distance"):
         assert versus[name] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_report_has_a_title_for_every_number() -> None:
+    """Labels of retained and forgotten images differ, as where classes are forgotten."""
+    parts = random_parts(classes=3)
+    for name, part in parts.items():
+        part.label[:] = 2 if name.startswith("forget") else part.label % 2
+    models, versus = compute({"original": parts, "unlearned": parts, "retrained": parts}, 0)
+    assert "acc_retain_test_masked" in models["original"]
+    assert set(models["original"]) <= {metric.key for metric in MODEL_METRICS}
+    assert versus is not None
+    assert set(versus) <= {metric.key for metric in DISTANCES}
 
 
 def test_without_a_retrained_model_nothing_is_compared() -> None:
