@@ -149,7 +149,7 @@ class Context:
                     f"train.gradient_checkpointing: {type(model).__name__} does not support it; leave it out, "
                     "or set train.micro_batch_size for less memory"
                 )
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+            trainable.recompute_activations(model)
         self.engine.setup(model, self.train, self.device, self.passes)
         if self.calibrator is not None:
             model.eval()

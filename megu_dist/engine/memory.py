@@ -71,7 +71,7 @@ def measure(build: Callable[[], nn.Module], shape: tuple[int, ...], images: int,
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")  # as fake tensors, which autocast takes for real ones
         if train.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+            trainable.recompute_activations(model)
         counter = FlopCounterMode(display=False)
         own = {p.untyped_storage()._cdata for p in model.parameters()}
         lowered = torch.autocast("cpu", torch.bfloat16, enabled=train.precision != "fp32")

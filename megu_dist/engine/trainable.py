@@ -9,7 +9,7 @@ the full rate, block k with γ^(n+1-k) of it, what comes before the first block 
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megu_dist.errors import UserError
 from megu_dist.models.blocks import blocks, depths
@@ -103,3 +103,10 @@ def _head(model: nn.Module) -> set[str]:
     }
     found = depths(model)
     return {name for name, depth in found.items() if name.rpartition(".")[0] in last and depth == after}
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Gradient checkpointing of a transformers model: blocks' activations are computed again in the backward pass."""
+    # transformers renamed it within the versions that are supported
+    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
