@@ -140,29 +140,50 @@ def test_low_rank_updates_go_on_with_another_number_of_workers(parts: dict[int, 
     assert max(float((one[k].float() - resumed[k].float()).abs().max()) for k in one) < 2e-5
 
 
-def test_a_run_with_low_rank_updates_leaves_a_plain_model(digits: Source, tmp_path: Path) -> None:
-    """The whole of a worker's job, in this process: load, train, merge, export."""
+def job(digits: Source, root: Path, *words: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The whole of a worker's job, in this process: load, train, merge, export. The weights before and after."""
     model = build(labels=tuple(digits.class_names))
     preprocess = gloo_workers.Preprocess(8, 8, 1, (0.5,), (0.25,))
-    export(model, None, preprocess, tmp_path / "start", None)  # type: ignore[arg-type]
-    words = [
-        "data=digits",
-        "method=negtv",
-        "engine=ddp",
-        "train.trainable=lora",
-        "train.precision=fp32",
-        "train.lr=0.1",
-    ]
-    (tmp_path / "out").mkdir()
-    job = TrainJob(load(words).settings, digits, digits.class_names, preprocess, np.arange(64), 0, str(tmp_path / "out"),
-                   str(tmp_path / "history.jsonl"), str(tmp_path / "start"), None)  # fmt: skip
+    (root / "out").mkdir(parents=True)
+    export(model, None, preprocess, root / "start", None)  # type: ignore[arg-type]
+    given = ["data=digits", "method=negtv", "engine=ddp", "train.precision=fp32", "train.lr=0.1", *words]
+    made = TrainJob(load(given).settings, digits, digits.class_names, preprocess, np.arange(64), 0, str(root / "out"),
+                    str(root / "history.jsonl"), str(root / "start"), None)  # fmt: skip
     with stream.in_this_process():
-        fit_here(job, tmp_path / "checkpoints")
-    before, after = (open_checkpoint(str(tmp_path / name)).load().state_dict() for name in ("start", "out/model"))
+        fit_here(made, root / "checkpoints")
+    before, after = (open_checkpoint(str(root / name)).load().state_dict() for name in ("start", "out/model"))
+    return before, after
+
+
+def test_a_run_with_low_rank_updates_leaves_a_plain_model(digits: Source, tmp_path: Path) -> None:
+    before, after = job(digits, tmp_path, "train.trainable=lora")
     assert before.keys() == after.keys()
     layers = {n for n in before if ".layers." in n and n.endswith(".weight") and before[n].ndim == 2}
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == layers | {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("part", ["all", "lora"])
+def test_activations_computed_again_train_the_same_weights(
+    part: str, digits: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []  # through a block's normalisation, with gradients
+    forward = nn.LayerNorm.forward
+
+    def counted(self: nn.LayerNorm, x: Tensor) -> Tensor:
+        passes[-1] += torch.is_grad_enabled()
+        return forward(self, x)
+
+    monkeypatch.setattr(nn.LayerNorm, "forward", counted)
+    ends = []
+    for again in ("false", "true"):
+        passes.append(0)
+        words = [f"train.trainable={part}", f"train.gradient_checkpointing={again}"]
+        ends.append(job(digits, tmp_path / again, *words)[1])
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert passes[0] > 0
+    assert passes[1] > 1.5 * passes[0]
 
 
 def test_a_request_is_refused_before_anything_starts(digits: Source, tmp_path: Path) -> None:
