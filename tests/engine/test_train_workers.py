@@ -36,9 +36,11 @@ VIT = [
 ]  # fmt: skip
 
 
-def run(
-    digits: Source, folder: Path, words: list[str]
-) -> tuple[dict[str, Any], dict[str, np.ndarray], list[dict[str, Any]]]:
+CURVE = [*NET, "train.epochs=2"]
+Trained = tuple[dict[str, Any], dict[str, np.ndarray], list[dict[str, Any]]]
+
+
+def run(digits: Source, folder: Path, words: list[str]) -> Trained:
     """Trains on 1,300 digits: what the job returned, the weights, the log."""
     settings = load([*COMMON, *words], ["train=scratch"]).settings
     out = folder / "out"
@@ -66,10 +68,14 @@ def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
     return max(float(np.abs(a[k].astype(float) - b[k]).max()) for k in a)
 
 
-def test_one_and_two_workers_agree(digits: Source, tmp_path: Path) -> None:
-    one, two = (
-        run(digits, tmp_path / str(n), [*NET, "engine=ddp", "train.epochs=2", f"train.num_workers={n}"]) for n in (1, 2)
-    )
+@pytest.fixture(scope="module")
+def one_ddp_worker(ray_local: None, digits: Source, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """What all others are compared with."""
+    return run(digits, tmp_path_factory.mktemp("one"), [*CURVE, "engine=ddp", "train.num_workers=1"])
+
+
+def test_one_and_two_workers_agree(one_ddp_worker: Trained, digits: Source, tmp_path: Path) -> None:
+    one, two = one_ddp_worker, run(digits, tmp_path, [*CURVE, "engine=ddp", "train.num_workers=2"])
     assert (one[0]["world_size"], two[0]["world_size"]) == (1, 2)
     assert one[0]["steps"] == two[0]["steps"] == 2 * 21
     assert distance(one[1], two[1]) < 1e-4
@@ -81,6 +87,22 @@ def test_one_and_two_workers_agree(digits: Source, tmp_path: Path) -> None:
         }
     assert sum(line["images"] for line in one[2]) == 2 * 1300
     assert one[2][-1]["loss"] < one[2][0]["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "workers"),
+    [("ddp", 4), *((f"deepspeed engine.zero_stage={stage}", n) for stage in range(4) for n in (1, 2, 4))],
+)
+def test_curves_of_any_number_of_workers_and_zero_stage(
+    engine: str, workers: int, one_ddp_worker: Trained, digits: Source, tmp_path: Path
+) -> None:
+    """Of a network with batch normalisation, in fp32: each step's loss within 1e-4, and each weight at the end."""
+    found = run(digits, tmp_path, [*CURVE, *f"engine={engine}".split(), f"train.num_workers={workers}"])
+    assert found[0]["world_size"] == workers
+    assert distance(found[1], one_ddp_worker[1]) < 1e-4
+    losses = [[line["loss_retain"] for line in curve] for curve in (found[2], one_ddp_worker[2])]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_a_transformer_on_two_deepspeed_workers(digits: Source, tmp_path: Path) -> None:
