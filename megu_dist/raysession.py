@@ -40,12 +40,12 @@ def ray_session(settings: MeguSettings) -> Iterator[None]:
     Locally, logical CPUs exceed the cores: Data, Train and Serve each reserve some, and with two they would wait for
     each other for ever. Threads are capped by the workers themselves.
     """
+    worker_env = {"env_vars": worker_environment()}  # first: Ray reads some of it when it is imported
     import ray
 
     if ray.is_initialized():
         yield
         return
-    worker_env = {"env_vars": worker_environment()}
     # Ray asks of every object that it sends whether it is a tensor, as soon as it finds torch among the modules: a torch
     # that is half imported then is an error. So it is imported while Ray starts, and waited for; with it what models need,
     # which two threads must not import at a time, either.
