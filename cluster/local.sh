@@ -34,6 +34,8 @@ drop() { # a namespace with all that runs in it; KILL, as a lost machine gives n
     kill -KILL $pids 2>/dev/null || true
     sleep 0.2
   done
+  # The kernel takes a namespace apart later, in its own time; a start that follows needs the name of its link at once.
+  ip link delete "$ns" 2>/dev/null || true
   ip netns delete "$ns"
 }
 
