@@ -140,7 +140,13 @@ class Command:
         line += [f"run.dir={self.folder.parent}", f"run.name={self.name}"]
         with self.said.open("w") as out:
             self.process = subprocess.Popen(
-                line, stdout=out, stderr=out, text=True, env=environment, start_new_session=True
+                line,
+                stdout=out,
+                stderr=out,
+                text=True,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_heeds_ctrl_c,
             )
         return self
 
@@ -183,6 +189,11 @@ class Command:
         code = self.wait()
         assert code == 0, self.log[-8000:]
         return numbers(self.folder)
+
+
+def _heeds_ctrl_c() -> None:
+    """A shell script's background commands ignore it, and so do their children, as these tests may be."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
