@@ -107,6 +107,6 @@ def _head(model: nn.Module) -> set[str]:
 
 def recompute_activations(model: nn.Module) -> None:
     """Gradient checkpointing of a transformers model: blocks' activations are computed again in the backward pass."""
-    # transformers renamed it within the versions that are supported
+    # the second is its older name, of which transformers warns
     enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
