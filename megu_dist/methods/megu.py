@@ -4,7 +4,8 @@ Fine-tunes on forget images moved by Fragment-Align noise and re-labelled with s
 a sample of retained images: minimises λ_f · CE(clip(x + α·N⁺ + β·N⁻), ŷ) over D_f plus CE(x, y) over D_r.
 Deviates: labels are sampled per image and epoch by default (``perturb.label_policy``), and may be smoothed. With
 ``method.distill`` = δ > 0, retained images count as (1 - δ) · CE(x, y) + δ · KL(θ_o without forgotten classes ‖ θ_u).
-Where whole classes are forgotten, the weights are then moved back towards θ_o as far as ``method.residual`` allows.
+Where whole classes are forgotten, the weights are then moved back towards θ_o as far as ``method.residual`` allows, and
+the classes' biases lowered (``method.lower_bias``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from megu_dist.engine.context import Context
 
 RESIDUAL = 0.01  # with perturb.probe_images, with which it was measured
+RESIDUAL_LOWERED = 0.03  # where biases are lowered
 NEVER = -1e4  # a logit whose probability is 0; minus infinity would make KL undefined
 
 
@@ -37,7 +39,8 @@ class MeguMethodSettings(MethodSettings):
     lambda_forget: float = 0.5  # weight λ_f of the forget loss; of single images: of each, against 1 of a retained one
     label_smoothing: float = 0.0  # of perturbing labels
     distill: float = 0.0  # share δ of the retained loss that follows the original model, not the labels; a pass more
-    residual: float | None = None  # mean p that a class may regain for nearer weights; null: .01, without a probe 0
+    residual: float | None = None  # mean p that a class may regain for nearer weights; null: .03, without a probe 0
+    lower_bias: bool = True  # with residual: a forgotten class's bias is lowered, to be as unlikely as the least likely
 
 
 @register("method", "megu", MeguMethodSettings)
@@ -70,11 +73,13 @@ class Megu(Method):
 
         scale, distill = ctx.settings.perturb.epsilon / 127, self.settings.distill
         teacher = frozen_copy(model, ctx) if distill else None
+        bias = interpolate.bias_name(model) if self.settings.lower_bias else None
         residual = self.settings.residual
         if residual is None:
-            residual = RESIDUAL if ctx.settings.perturb.probe_images else 0
+            nearer = RESIDUAL_LOWERED if bias else RESIDUAL
+            residual = nearer if ctx.settings.perturb.probe_images else 0
         if residual and ctx.forget_classes and forget is not None:
-            interpolate.until_forgotten(ctx, model, forget, residual)
+            interpolate.until_forgotten(ctx, model, forget, residual, bias)
 
         def pixels(part: Part) -> Tensor:
             noise = (part.fields.get("noise_pos"), part.fields.get("noise_neg"))

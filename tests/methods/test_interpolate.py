@@ -13,7 +13,7 @@ from megu_dist.config.registry import lookup
 from megu_dist.methods import interpolate
 
 State = dict[str, Tensor]
-FIT = ["train.epochs=4", "method.lambda_forget=1.0"]
+FIT = ["train.epochs=4", "method.lambda_forget=1.0", "method.lower_bias=false"]
 
 
 @pytest.fixture(scope="module")
@@ -83,5 +83,6 @@ def test_images_of_classes_that_stay_leave_the_weights_where_they_are(folder: Pa
 def test_no_more_images_are_read_than_are_looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpolate, "IMAGES", 8)
     forget, _ = workers.data()
-    found = torch.cat(interpolate._images(workers.context("megu", folder, 0, 1, FIT), forget))
+    parts = interpolate._images(workers.context("megu", folder, 0, 1, FIT), forget)
+    found = torch.cat([part.image for part in parts])
     assert torch.equal(found, forget.read(forget.rows(0)[:8])["image"])
