@@ -1,8 +1,9 @@
-"""MeGU moves weights back towards the original ones as far as the forgotten class stays forgotten."""
+"""MeGU moves weights back as far as the forgotten class stays forgotten, and has its bias take what is left of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import method_workers as workers
 import pytest
@@ -10,10 +11,14 @@ import torch
 from torch import Tensor
 
 from megu_dist.config.registry import lookup
+from megu_dist.engine.batch import Part
 from megu_dist.methods import interpolate
+from megu_dist.models import layers
+from megu_dist.models.preprocess import Preprocess
 
 State = dict[str, Tensor]
-FIT = ["train.epochs=4", "method.lambda_forget=1.0", "method.lower_bias=false"]
+FIT = ["train.epochs=4", "method.lambda_forget=1.0"]
+MOVED = [*FIT, "method.lower_bias=false"]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +52,9 @@ def between(start: State, end: State, share: float) -> State:
 @pytest.mark.parametrize("residual", [0.2, 0.5])
 def test_the_nearest_weights_that_have_forgotten(residual: float, folder: Path, fitted: State) -> None:
     assert remembered(fitted) < residual < remembered(workers.original(folder))
-    state, ctx = workers.run("megu", folder, words=[*FIT, f"method.residual={residual}"])
+    state, ctx = workers.run("megu", folder, words=[*MOVED, f"method.residual={residual}"])
     assert state is not None
+    assert "bias_lowered" not in ctx.told
     share = ctx.told["interpolated"]
     assert 0 < share < 1
     for name, value in between(workers.original(folder), fitted, share).items():
@@ -57,18 +63,61 @@ def test_the_nearest_weights_that_have_forgotten(residual: float, folder: Path, 
     assert remembered(between(workers.original(folder), fitted, share - 1 / 32)) > residual
 
 
+def test_a_bias_takes_what_is_left_and_no_other_weight_changes(folder: Path) -> None:
+    moved, _ = workers.run("megu", folder, words=[*MOVED, "method.residual=0.2"])
+    state, ctx = workers.run("megu", folder, words=[*FIT, "method.residual=0.2"])
+    assert state is not None
+    assert moved is not None
+    bias = interpolate.bias_name(workers.network())
+    assert [name for name, value in moved.items() if not torch.equal(value, state[name])] == [bias]
+    assert torch.equal(moved[bias][1:], state[bias][1:])
+    assert [float(moved[bias][0] - state[bias][0])] == pytest.approx(ctx.told["bias_lowered"], abs=1e-3)
+    forget, _ = workers.data()
+    values = workers.log_probs(state, forget.read(forget.rows(0))["image"])
+    assert float(values[:, 0].mean()) == pytest.approx(float(values[:, 1:].amin(1).mean()), abs=1e-4)
+
+
+def test_several_classes_each_have_their_own_bias(folder: Path) -> None:
+    """Closed form: each class's mean logit on its own images comes down to that of the least likely class left."""
+    images = torch.eye(4)[[0, 0, 1, 2]].reshape(4, 1, 2, 2)
+    part = Part(4, {"image": images * 255, "label": torch.tensor([0, 0, 1, 2])})
+    ctx = workers.context("megu", folder, 0, 1, FIT)
+    ctx.forget_classes, ctx.already_classes = (0, 1, 2), ()
+
+    class Table(torch.nn.Module):
+        def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+            rows = torch.tensor([[5.0, 0, 0, 1, 2], [0, 7, 0, 3, 4], [0, 0, -9, 0, 1], [0.0] * 5])
+            return SimpleNamespace(logits=pixel_values.flatten(1) @ rows)
+
+    ctx.preprocess = Preprocess(2, 2, 1, (0.0,), (1.0,))
+    assert interpolate._surplus(ctx, Table(), [part]).tolist() == [4, 4, 0]
+    ctx.already_classes = (3,)  # forgotten by an earlier request: no measure of what is unlikely
+    assert interpolate._surplus(ctx, Table(), [part]).tolist() == [3, 3, 0]
+
+
+def test_a_model_without_a_bias_is_only_moved(folder: Path) -> None:
+    network = workers.network()
+    head = layers.head(network)
+    assert interpolate.bias_name(network) == "classifier.bias"
+    head.bias = None
+    assert interpolate.bias_name(network) is None
+
+
 def test_weights_that_have_not_forgotten_enough_stay_where_they_are(folder: Path, fitted: State) -> None:
     assert remembered(fitted) > 1e-6
     state, ctx = workers.run("megu", folder, words=[*FIT, "method.residual=1e-6"])
     assert state is not None
     assert ctx.told["interpolated"] == 1
+    assert "bias_lowered" not in ctx.told  # it would hide the class, not forget it
     assert all(torch.equal(state[name], value) for name, value in fitted.items())
 
 
-@pytest.mark.parametrize(("words", "moved"), [([], False), (["perturb.probe_images=100"], True)])
-def test_by_default_only_with_a_probe(words: list[str], moved: bool, folder: Path) -> None:
+@pytest.mark.parametrize(("words", "residual"), [([], 0.03), (["method.lower_bias=false"], 0.01)])
+def test_by_default_as_far_as_what_is_left_allows(words: list[str], residual: float, folder: Path) -> None:
     _, ctx = workers.run("megu", folder, words=[*FIT, *words])
-    assert ("interpolated" in ctx.told) is moved
+    _, asked = workers.run("megu", folder, words=[*FIT, *words, f"method.residual={residual}"])
+    _, other = workers.run("megu", folder, words=[*FIT, *words, "method.residual=0.2"])
+    assert ctx.told["interpolated"] == asked.told["interpolated"] != other.told["interpolated"]
 
 
 def test_images_of_classes_that_stay_leave_the_weights_where_they_are(folder: Path) -> None:
