@@ -14,7 +14,7 @@ from megu_dist.data.perturbed import make_table
 from megu_dist.data.stream import in_this_process
 from megu_dist.oracle.transition import Transition
 from megu_dist.perturb.frozen import Frozen
-from megu_dist.perturb.labels import draw_labels, label_distribution
+from megu_dist.perturb.labels import draw_labels, label_distribution, sharpened
 from megu_dist.perturb.noise import fragment_align, quantise
 from megu_dist.perturb.probe import Lesson, Probe, features_at
 
@@ -67,6 +67,8 @@ class Perturber:
         rows_of_t = self.transition.rows_for(np.asarray(block["fine"]) if self.fine else labels)
         own = None if self.fine and not self.keep else labels
         keep = np.exp(unseen[np.arange(len(labels)), labels]) if self.keep else None
+        if keep is not None and self.fine:  # that of single images is halfway to the model, which is sure enough
+            keep = sharpened(keep, s.kappa)
         q = label_distribution(log_probs, rows_of_t, own, self.forgotten, s.kappa, keep)
         drawn = draw_labels(q, list(block["id"]), self.seed, s.draws, s.label_policy)
         made = {"perturbing_label": drawn}

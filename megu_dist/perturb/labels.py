@@ -46,6 +46,12 @@ def label_distribution(
     return q
 
 
+def sharpened(share: np.ndarray, kappa: float) -> np.ndarray:
+    """(N,) of (N,) probabilities p: p^κ / (p^κ + (1 − p)^κ), as κ sharpens those of two classes."""
+    own, other = share**kappa, (1 - share) ** kappa
+    return np.divide(own, own + other)
+
+
 def id_seeds(ids: list[str]) -> np.ndarray:
     """One 63-bit number per image id, the same on every machine."""
     return np.array([int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest()) >> 1 for i in ids], np.int64)
