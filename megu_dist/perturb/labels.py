@@ -49,7 +49,8 @@ def label_distribution(
 def sharpened(share: np.ndarray, kappa: float) -> np.ndarray:
     """(N,) of (N,) probabilities p: p^κ / (p^κ + (1 − p)^κ), as κ sharpens those of two classes."""
     own, other = share**kappa, (1 - share) ** kappa
-    return np.divide(own, own + other)
+    sharp: np.ndarray = own / (own + other)
+    return sharp
 
 
 def id_seeds(ids: list[str]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from megu_dist.perturb.labels import draw_labels, id_seeds, label_distribution
+from megu_dist.perturb.labels import draw_labels, id_seeds, label_distribution, sharpened
 
 RNG = np.random.default_rng(0)
 P = RNG.dirichlet(np.ones(5), 4)
@@ -18,6 +18,12 @@ def renormalised(values: np.ndarray, banned: list[list[int]]) -> np.ndarray:
     for row, columns in enumerate(banned):
         values[row, columns] = 0
     return values / values.sum(1, keepdims=True)
+
+
+def test_sharpened_shares_are_those_of_two_classes() -> None:
+    shares = np.array([0.0, 0.5, 0.8, 1.0])
+    np.testing.assert_allclose(sharpened(shares, 1.0), shares)
+    np.testing.assert_allclose(sharpened(shares, 2.0), [0, 0.5, 0.64 / 0.68, 1])
 
 
 def test_without_kappa_it_is_the_row_of_t() -> None:
