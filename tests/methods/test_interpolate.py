@@ -95,7 +95,7 @@ def test_several_classes_each_have_their_own_bias(folder: Path) -> None:
     assert interpolate._surplus(ctx, Table(), [part]).tolist() == [3, 3, 0]
 
 
-def test_a_model_without_a_bias_is_only_moved(folder: Path) -> None:
+def test_the_bias_of_the_last_layer_if_it_has_one() -> None:
     network = workers.network()
     head = layers.head(network)
     assert interpolate.bias_name(network) == "classifier.bias"
