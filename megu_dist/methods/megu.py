@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from megu_dist.engine.batch import Batch, Part, Rows
     from megu_dist.engine.context import Context
 
-RESIDUAL = 0.01  # recognises at most .3 % of the forgotten images
+RESIDUAL = 0.01  # at most .3 % of the forgotten images were recognised (docs/method.md)
 RESIDUAL_LOWERED = 0.03  # up to 1 %, until biases are lowered
 NEVER = -1e4  # a logit whose probability is 0; minus infinity would make KL undefined
 

@@ -1,7 +1,8 @@
 """Perturbing labels: q_x(j) ∝ T[y, j] · p(j | x; θ_o)^κ over classes that are neither y nor forgotten (design §2.2).
 
 For a forgotten sub-class, T has a row for the fine concept and the coarse label y is as legal as any other. Where a probe
-tells how often an unseen image would be given its label, single images and sub-classes keep it as often (docs/method.md).
+tells how often an unseen image would be given its label, single images keep it as often, and sub-classes as often after
+sharpening by κ (docs/method.md).
 """
 
 from __future__ import annotations
